@@ -1,0 +1,6 @@
+"""Generative models, one file each: Pyro programs that any guide and any objective can be put beside."""
+
+from ppgen.models.m2 import M2
+from ppgen.models.vae import VAE
+
+__all__ = ["M2", "VAE"]

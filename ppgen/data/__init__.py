@@ -1,0 +1,7 @@
+"""Data sets by name or path, split, checked, and drawn in batches."""
+
+from ppgen.data.batches import Batches, Together, columns_to
+from ppgen.data.datasets import Columns, Dataset
+from ppgen.data.loading import load, names
+
+__all__ = ["Batches", "Columns", "Dataset", "Together", "columns_to", "load", "names"]

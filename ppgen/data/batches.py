@@ -1,0 +1,169 @@
+"""Endless batches whose content is a pure function of (seed, position)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.data.datasets import Columns
+from ppgen.errors import ConfigError, DataError
+
+_ORDER, _NOISE = 0, 1  # separate random streams
+
+
+def columns_to(columns: Mapping[str, Tensor], device: str | torch.device) -> Columns:
+    """Move every column to a device."""
+    return {name: column.to(device) for name, column in columns.items()}
+
+
+class Batches(Iterator[Columns]):
+    """Endless batches of a fixed size, each epoch in a new order, held and indexed on the device.
+
+    An epoch drops the rows that do not fill a batch. The batch at a position depends on the columns, the seed and
+    the position only, and no global random state is read or changed: set `position` to resume exactly.
+
+    Args:
+        columns: Tensors (n, ...) by name.
+        batch_size: Rows in a batch; no more than n are used.
+        seed: Seed of order and binarization.
+        device: Where the columns are held.
+        binarization: "dynamic" replaces intensities by a new Bernoulli draw in every batch; "none" and "static"
+            leave the columns as they are.
+        binarize: Names of the columns to binarize.
+
+    Raises:
+        ConfigError: if a batch would be empty, the seed is negative, or an option is unknown.
+        DataError: if there are no rows, columns differ in length, or a column to binarize leaves [0, 1].
+
+    Example:
+        >>> batches = Batches({"x": torch.arange(6.0)}, 3, seed=0)
+        >>> batches.steps_per_epoch
+        2
+        >>> first, second = next(batches)["x"], next(batches)["x"]
+        >>> sorted(torch.cat([first, second]).tolist())
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+        >>> batches.position = 1
+        >>> torch.equal(next(batches)["x"], second)
+        True
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Tensor],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        binarization: str = "none",
+        binarize: Sequence[str] = ("x",),
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"expected a batch size of at least 1; got {batch_size}")
+        if seed < 0:
+            raise ConfigError(f"expected a seed of at least 0; got {seed}")
+        if binarization not in ("none", "static", "dynamic"):
+            raise ConfigError(f"expected binarization none, static or dynamic; got {binarization!r}")
+        self._rows = _length(columns)
+        self._columns = columns_to(columns, device)
+        self._device = next(iter(self._columns.values())).device
+        self._binarize = tuple(binarize) if binarization == "dynamic" else ()
+        for name in self._binarize:
+            _require_probabilities(self._columns, name)
+        self.seed = seed
+        self.batch_size = min(batch_size, self._rows)
+        self.steps_per_epoch = self._rows // self.batch_size
+        self._position = 0
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._noise = torch.Generator(self._device)
+
+    @property
+    def position(self) -> int:
+        """Number of batches drawn so far."""
+        return self._position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        if position < 0:
+            raise ConfigError(f"expected a position of at least 0; got {position}")
+        self._position = position
+
+    def __next__(self) -> Columns:
+        epoch, step = divmod(self._position, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._shuffle(epoch)
+        rows = self._order[step]
+        batch = {name: column.index_select(0, rows) for name, column in self._columns.items()}
+        if self._binarize:
+            self._noise.manual_seed(self._entropy(_NOISE, self._position))
+            for name in self._binarize:
+                batch[name] = torch.bernoulli(batch[name], generator=self._noise)
+        self._position += 1
+        return batch
+
+    def _shuffle(self, epoch: int) -> None:
+        # always on the CPU, so that the order does not depend on the device
+        generator = torch.Generator().manual_seed(self._entropy(_ORDER, epoch))
+        order = torch.randperm(self._rows, generator=generator)[: self.steps_per_epoch * self.batch_size]
+        self._order = order.view(self.steps_per_epoch, self.batch_size).to(self._device)
+        self._epoch = epoch
+
+    def _entropy(self, stream: int, number: int) -> int:
+        # the number of rows is mixed in, so that labelled and unlabelled batches of one seed do not share noise
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(stream, number, self._rows))
+        return int(sequence.generate_state(1, np.uint64)[0])
+
+
+class Together(Iterator[dict[str, Columns]]):
+    """Draw from several `Batches` at once, each with its own order: `{"labelled": {...}, "unlabelled": {...}}`.
+
+    Args:
+        parts: `Batches` by name, all at the same position.
+
+    Raises:
+        ConfigError: if there are none, or their positions differ.
+    """
+
+    def __init__(self, **parts: Batches) -> None:
+        if not parts:
+            raise ConfigError("expected at least one Batches; got none")
+        if len({part.position for part in parts.values()}) > 1:
+            found = ", ".join(f"{name}: {part.position}" for name, part in parts.items())
+            raise ConfigError(f"expected Batches at one position; got {found}")
+        self._parts = parts
+        self.steps_per_epoch = max(part.steps_per_epoch for part in parts.values())
+
+    @property
+    def position(self) -> int:
+        """Number of draws so far."""
+        return next(iter(self._parts.values())).position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        for part in self._parts.values():
+            part.position = position
+
+    def __next__(self) -> dict[str, Columns]:
+        return {name: next(part) for name, part in self._parts.items()}
+
+
+def _length(columns: Mapping[str, Tensor]) -> int:
+    if not columns:
+        raise DataError("expected columns to draw batches from; got none")
+    lengths = {name: len(column) for name, column in columns.items()}
+    (first, rows), *rest = lengths.items()
+    for name, length in rest:
+        if length != rows:
+            raise DataError(f"expected columns of one length; got {first}: {rows}, {name}: {length}")
+    if rows == 0:
+        raise DataError(f"expected rows to draw batches from; got none in {', '.join(columns)}")
+    return rows
+
+
+def _require_probabilities(columns: Columns, name: str) -> None:
+    if name not in columns:
+        raise ConfigError(f"expected a column {name!r} to binarize; got {', '.join(columns)}")
+    low, high = columns[name].min().item(), columns[name].max().item()
+    if not 0 <= low <= high <= 1:
+        raise DataError(f"expected {name} in [0, 1] to binarize it; got {low:g} to {high:g}")

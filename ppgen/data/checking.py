@@ -1,0 +1,230 @@
+"""Checks of raw arrays, independent of Pyro's validation and of `python -O`."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppgen.errors import DataError, PpgenError
+
+Array = NDArray[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """What a reader hands over.
+
+    Attributes:
+        where: The file or data set, for messages.
+        splits: Arrays (n, ...) by split and column; "train" always, others where the source has its own.
+        classes: Names of the classes if the reader knows them.
+        notes: What the reader did, in words.
+        holdouts: Rows to take from train, by split, stratified; used by data sets with a known protocol.
+    """
+
+    where: str
+    splits: Mapping[str, Mapping[str, Array]]
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    holdouts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@contextmanager
+def reading(where: str | Path) -> Iterator[None]:
+    """Turn whatever a decoder raises on a damaged file into one line that names the file.
+
+    Raises:
+        DataError: instead of any error that is not ppgen's own.
+    """
+    try:
+        yield
+    except PpgenError:
+        raise
+    except Exception as error:  # decoders of foreign formats raise anything
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(f"{where}: could not be read ({reason}): truncated, damaged or of another kind?") from error
+
+
+def require_memory(needed: int, max_bytes: int | None, where: str | Path) -> None:
+    """Refuse what does not fit before it is read.
+
+    Args:
+        needed: Bytes that the arrays take once read.
+        max_bytes: The most that is accepted; None: half the available memory.
+        where: The file, for the message.
+
+    Raises:
+        DataError: if `needed` is more.
+    """
+    limit = _available_memory() // 2 if max_bytes is None else max_bytes
+    if needed > limit:
+        raise DataError(f"{where}: expected at most {limit:,} bytes once unpacked; got {needed:,}: use a smaller file")
+
+
+def _available_memory() -> int:
+    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo, control_group = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        amounts += [int(fields[key].split()[0]) * 1024 for key in ("MemAvailable",) if key in fields]
+    if control_group.is_file():
+        amounts += [int(text) for text in [control_group.read_text().strip()] if text.isdigit()]
+    return min(amounts)
+
+
+def checked(raw: Raw) -> Raw:
+    """Check all arrays, bring labels to int64 and images to (n, channels, height, width).
+
+    Raises:
+        DataError: naming column, row and position of the first fault.
+    """
+    for split, columns in raw.splits.items():
+        for name, array in columns.items():
+            _check_array(array, name, _key(name, split), raw.where)
+        _check_lengths(columns, split, raw.where)
+    _check_alike(raw)
+    return _with_layout(_with_labels(raw))
+
+
+def _key(name: str, split: str) -> str:
+    return name if split == "train" else f"{name}_{split}"
+
+
+def _check_array(array: Array, name: str, key: str, where: str) -> None:
+    image = name == "x"
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{where}: expected numbers in {key}; got dtype {array.dtype}")
+    if array.ndim == 0 or (image and not 2 <= array.ndim <= 4):
+        wanted = "shape (n, d), (n, h, w) or (n, c, h, w)" if image else "one entry for each row"
+        raise DataError(f"{where}: expected {key} of {wanted}; got shape {array.shape}")
+    if array.size == 0:
+        raise DataError(f"{where}: expected rows in {key}; got an empty array of shape {array.shape}")
+    if array.dtype.kind == "f" and name != "y":
+        _check_finite(array, key, where)
+
+
+def _check_finite(array: Array, key: str, where: str) -> None:
+    largest = np.finfo(np.float32).max
+    with np.errstate(invalid="ignore"):
+        low, high = array.min(), array.max()
+    if -largest <= low and high <= largest:  # false for nan
+        return
+    bad = ~(np.abs(array) <= largest)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
+    raise DataError(
+        f"{where}: expected finite numbers in {key} that fit float32; got {array[index]} at {_place(index)} "
+        f"({int(bad.sum())} such values)"
+    )
+
+
+def _place(index: tuple[int, ...]) -> str:
+    row, *position = index
+    if len(position) == 1:
+        return f"row {row}, column {position[0]} (counted from 0)"
+    return f"row {row}, position {tuple(position)} (counted from 0)" if position else f"row {row} (counted from 0)"
+
+
+def _check_lengths(columns: Mapping[str, Array], split: str, where: str) -> None:
+    rows = len(columns["x"])
+    for name, array in columns.items():
+        if len(array) != rows:
+            x, other = _key("x", split), _key(name, split)
+            raise DataError(f"{where}: expected columns of one length; got {x}: {rows}, {other}: {len(array)}")
+
+
+def _check_alike(raw: Raw) -> None:
+    """Every split needs the columns of train, with the same shapes, and `x` of the same dtype."""
+    train = raw.splits["train"]
+    for split, columns in raw.splits.items():
+        for name in sorted(set(train) ^ set(columns)):
+            present, absent = (name, _key(name, split)) if name in train else (_key(name, split), name)
+            raise DataError(f"{raw.where}: expected the same columns in every split; got {present} without {absent}")
+        for name, array in columns.items():
+            if array.shape[1:] != train[name].shape[1:]:
+                found = f"{name}: {train[name].shape[1:]}, {_key(name, split)}: {array.shape[1:]}"
+                raise DataError(f"{raw.where}: expected rows of one shape; got {found}")
+            if array.dtype != train[name].dtype and name == "x":
+                found = f"x: {train[name].dtype}, {_key(name, split)}: {array.dtype}"
+                raise DataError(f"{raw.where}: expected one dtype in every split; got {found}")
+
+
+def _with_labels(raw: Raw) -> Raw:
+    if "y" not in raw.splits["train"]:
+        return raw
+    labels = {split: _whole(columns["y"], _key("y", split), raw.where) for split, columns in raw.splits.items()}
+    notes = [
+        f"{_key('y', split)}: {columns['y'].dtype} cast to int64"
+        for split, columns in raw.splits.items()
+        if columns["y"].dtype.kind in "fb"
+    ]
+    for split, y in labels.items():
+        if split != "train" and (y < 0).any() and (labels["train"] >= 0).any():
+            key, row = _key("y", split), int(np.argmax(y < 0))
+            raise DataError(f"{raw.where}: expected a label in every row of {key}; got -1 at row {row}: move it to x")
+    every = np.concatenate(list(labels.values()))
+    if (every < 0).all():
+        splits = {s: {name: a for name, a in c.items() if name != "y"} for s, c in raw.splits.items()}
+        return dataclasses.replace(raw, splits=splits, classes=None, notes=(*raw.notes, "y: no label known, left out"))
+    _check_no_gap(every, raw.classes, raw.where)
+    classes = raw.classes or tuple(str(number) for number in range(int(every.max()) + 1))
+    splits = {split: {**columns, "y": labels[split]} for split, columns in raw.splits.items()}
+    return dataclasses.replace(raw, splits=splits, classes=classes, notes=(*raw.notes, *notes))
+
+
+def _whole(y: Array, key: str, where: str) -> Array:
+    if y.ndim != 1:
+        raise DataError(f"{where}: expected one class number a row in {key}, shape (n,); got shape {y.shape}")
+    faults = (
+        (~np.isfinite(y) | (y != np.round(y)), "whole numbers"),
+        (y < -1, "-1 (missing) or more"),
+        (y > 2**53, "class numbers"),
+    )
+    for bad, wanted in faults:
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise DataError(
+                f"{where}: expected labels in {key} to be {wanted}; got {y[row]} at row {row} (counted from 0; "
+                f"{int(bad.sum())} of {len(y)} labels are wrong)"
+            )
+    return y.astype(np.int64)
+
+
+def _check_no_gap(y: Array, classes: tuple[str, ...] | None, where: str) -> None:
+    found, counts = np.unique(y[y >= 0], return_counts=True)
+    wanted = int(found[-1]) + 1 if classes is None else len(classes)
+    if len(found) == wanted:
+        return
+    # the largest label may be huge: look for the gap without counting up to it
+    missing = next(number for number, label in enumerate([*found.tolist(), -1]) if number != label)
+    listed = ", ".join(f"{label}: {count}" for label, count in list(zip(found, counts, strict=True))[:12])
+    raise DataError(
+        f"{where}: expected rows of every class 0 to {wanted - 1}; got none of class {missing} "
+        f"(rows by class: {listed}): number the classes from 0 without gaps"
+    )
+
+
+def _with_layout(raw: Raw) -> Raw:
+    shape = raw.splits["train"]["x"].shape
+    if len(shape) == 3:
+        note = f"x: images {shape[1:]} given a channel: {(1, *shape[1:])}"
+        change = _add_channel
+    elif len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+        note = f"x: channels moved from last to first: {(shape[3], *shape[1:3])}"
+        change = _channels_first
+    else:
+        return raw
+    splits = {split: {**columns, "x": change(columns["x"])} for split, columns in raw.splits.items()}
+    return dataclasses.replace(raw, splits=splits, notes=(*raw.notes, note))
+
+
+def _add_channel(x: Array) -> Array:
+    return x[:, None]
+
+
+def _channels_first(x: Array) -> Array:
+    return x.transpose(0, 3, 1, 2)

@@ -1,0 +1,175 @@
+"""What a loaded data set is."""
+
+import dataclasses
+import hashlib
+import textwrap
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.errors import ConfigError, DataError
+
+Columns = dict[str, Tensor]
+Binarization = Literal["none", "static", "dynamic"]
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Columns of three splits, and what was done to them.
+
+    Attributes:
+        name: The name it was loaded by.
+        train: `x` float32 (n, *shape), `y` int64 (n,) with -1 for a missing label, and further columns (n, ...).
+        validation: The same columns; where there are labels, no label is missing here.
+        test: As `validation`; it never depends on a seed.
+        classes: Names of the classes, in the order of `y`; None without labels.
+        binarization: What ppgen does to `x`: "none", "static" (drawn once), "dynamic" (train is redrawn by batch).
+        fingerprint: SHA-256, in hex, of all columns as loaded, before labels are hidden and anything is binarized.
+        notes: Every cast, rescaling and reordering that was done, in words.
+        rows: Where each row of a split came from: its row number in the source, int64 (n,), by split; may be empty.
+    """
+
+    name: str
+    train: Columns
+    validation: Columns
+    test: Columns
+    classes: tuple[str, ...] | None
+    binarization: Binarization
+    fingerprint: str
+    notes: tuple[str, ...]
+    rows: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def splits(self) -> dict[str, Columns]:
+        """The three splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one `x`."""
+        return tuple(self.train["x"].shape[1:])
+
+    def card(self) -> str:
+        """Describe the data in a few lines of plain text."""
+        lines = [f"{self.name}  (fingerprint {self.fingerprint[:12]})"]
+        lines += [f"  {split:<11}{len(columns['x'])} rows" for split, columns in self.splits.items()]
+        lines += [f"  {name:<11}{_summary(column)}" for name, column in self.train.items() if name != "y"]
+        if self.classes is not None:
+            counts = " | ".join(f"{name}: {count}" for name, count in self._labels_by_class().items())
+            unlabelled = int((self.train["y"] < 0).sum())
+            text = f"{len(self.classes)} classes; kept in train: {counts}; unlabelled: {unlabelled}"
+            lines += textwrap.wrap(text, 110, initial_indent="  y          ", subsequent_indent=" " * 13)
+        if self.binarization != "none":
+            lines.append(f"  binarized  {self.binarization}")
+        return "\n".join(lines + [f"  note       {note}" for note in self.notes])
+
+    def binarized(self, how: str, *, seed: int = 0) -> "Dataset":
+        """Replace intensities by Bernoulli draws of them.
+
+        Args:
+            how: "static": one draw for all splits. "dynamic": one draw for validation and test; train keeps its
+                intensities, of which `Batches` makes a new draw for every batch. "none": as it is.
+            seed: Seed of the draws.
+
+        Raises:
+            ConfigError: if `how` is another word, or "none" is asked of data already binarized.
+            DataError: if `x` leaves [0, 1].
+        """
+        if how not in ("none", "static", "dynamic"):
+            raise ConfigError(f"expected binarization none, static or dynamic; got {how!r}")
+        if how == self.binarization:
+            return self
+        if how == "none":
+            raise ConfigError(f"expected data not yet binarized; got {self.name} binarized {self.binarization}")
+        self.require_unit_interval()
+        return dataclasses.replace(
+            self,
+            train=self.train if how == "dynamic" else _bernoulli(self.train, seed, 0),
+            validation=_bernoulli(self.validation, seed, 1),
+            test=_bernoulli(self.test, seed, 2),
+            binarization=cast(Binarization, how),
+        )
+
+    def require_unit_interval(self, column: str = "x") -> None:
+        """Check that a column suits a Bernoulli likelihood.
+
+        Raises:
+            DataError: naming row and position of the first value outside [0, 1].
+        """
+        for split, columns in self.splits.items():
+            if column not in columns:
+                raise DataError(f"expected a column {column!r} in {self.name}; got {', '.join(columns)}")
+            outside = (columns[column] < 0) | (columns[column] > 1)
+            if bool(outside.any()):
+                row, *position = torch.nonzero(outside)[0].tolist()
+                value = columns[column][(row, *position)].item()
+                source_row = int(self.rows[split][row]) if split in self.rows else row
+                raise DataError(
+                    f"{self.name}: expected {column} in [0, 1] for a Bernoulli likelihood; got {value:g} at row "
+                    f"{source_row}, position {tuple(position)} (counted from 0; {split} split): "
+                    "rescale the data or choose a Gaussian likelihood"
+                )
+
+    def require_labels(self) -> None:
+        """Check that every class can be learnt.
+
+        Raises:
+            DataError: if there are no labels, or a class has no labelled row in train.
+        """
+        if self.classes is None:
+            raise DataError(f"{self.name}: expected labels; got none: this recipe needs a column y")
+        counts = self._labels_by_class()
+        empty = [name for name, count in counts.items() if count == 0]
+        if empty:
+            found = ", ".join(f"{name}: {count}" for name, count in list(counts.items())[:20])
+            raise DataError(f"{self.name}: expected labelled train rows of every class; got {found}")
+
+    def labelled(self) -> Columns:
+        """The train rows whose label is known, with all columns.
+
+        Raises:
+            DataError: if there are no labels.
+        """
+        if "y" not in self.train:
+            raise DataError(f"{self.name}: expected labels; got none: this recipe needs a column y")
+        known = self.train["y"] >= 0
+        return {name: column[known] for name, column in self.train.items()}
+
+    def unlabelled(self) -> Columns:
+        """The train rows whose label is missing, without `y`: all rows where there are no labels; maybe none."""
+        if "y" not in self.train:
+            return dict(self.train)
+        missing = self.train["y"] < 0
+        return {name: column[missing] for name, column in self.train.items() if name != "y"}
+
+    def _labels_by_class(self) -> dict[str, int]:
+        classes = self.classes or ()
+        y = self.train["y"]
+        counts = torch.bincount(y[y >= 0], minlength=len(classes)).tolist()
+        return dict(zip(classes, counts, strict=True))
+
+
+def fingerprint(splits: Mapping[str, Columns]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all columns."""
+    digest = hashlib.sha256()
+    for split, columns in splits.items():
+        for name in sorted(columns):
+            array = np.ascontiguousarray(columns[name].numpy())
+            digest.update(f"{split}/{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _bernoulli(columns: Columns, seed: int, number: int) -> Columns:
+    entropy = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(entropy[0]))
+    return {**columns, "x": torch.bernoulli(columns["x"], generator=generator)}
+
+
+def _summary(column: Tensor) -> str:
+    kind = str(column.dtype).removeprefix("torch.")
+    return f"{kind} {tuple(column.shape[1:])}, {column.min().item():g} to {column.max().item():g} in train"

@@ -1,0 +1,70 @@
+"""Devices, precisions, and the state of every random stream."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppgen.errors import ConfigError
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Returns the device of that name; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigError: if the machine has no such device.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"expected device auto, cpu, cuda or cuda:N; got '{device}'") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{device}' is not there: this machine has {torch.cuda.device_count()} GPUs")
+    return chosen
+
+
+def choose_precision(precision: str) -> str:
+    """Returns "fp32" or "bf16"; "auto" is "fp32".
+
+    Raises:
+        ConfigError: if there is no such precision.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"expected precision auto, fp32 or bf16; got '{precision}'")
+    return "fp32" if precision == "auto" else precision
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Returns the state of torch's random stream on a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    """Restores `random_state`."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def all_random_states() -> dict[str, Any]:
+    """Returns the state of every random stream: torch's on CPU and each GPU, numpy's, Python's."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else [],
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+
+
+def set_all_random_states(state: dict[str, Any]) -> None:
+    """Restores `all_random_states`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])

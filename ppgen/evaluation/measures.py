@@ -1,0 +1,299 @@
+"""Measures of a trained pair on held-out rows: likelihood in nats per row, and accuracy."""
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppgen import programs
+from ppgen.data import Columns
+from ppgen.errors import ConfigError, DataError, PpgenError
+from ppgen.evaluation.intervals import Estimate, Proportion
+from ppgen.evaluation.slices import LARGEST, count_rows, few, seeded, slices, values_per_row, without
+from ppgen.programs import Program
+
+MEASURES = ("nll", "accuracy", "elbo")
+
+logger = logging.getLogger("ppgen")
+
+
+class Trained(Protocol):
+    """A trained pair; a `ppgen.Trainer` is one."""
+
+    @property
+    def model(self) -> Program:
+        """The generative program."""
+
+    @property
+    def guide(self) -> Program:
+        """The inference program."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within it, the pair runs as evaluation wants it."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` measured; None where a measure was not asked for or has no meaning."""
+
+    nll: Estimate | None = None
+    accuracy: Proportion | None = None
+    elbo: Estimate | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the measures as JSON has them, absent ones left out."""
+        found = {"accuracy": self.accuracy, "nll": self.nll, "elbo": self.elbo}
+        return {name: measure.as_dict() for name, measure in found.items() if measure is not None}
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How a pair's log weights can be computed on held-out rows."""
+
+    vectorized: bool
+    enumerate_discrete: bool
+    nesting: int
+    values: float  # of the largest intermediate tensor, for one particle of one row
+
+    def sizes(self, particles: int, rows: int, batch_size: int | None) -> tuple[int, int]:
+        """Returns how many particles and rows to take at a time."""
+        fitting = max(1, int(LARGEST / self.values))
+        fitting = fitting if batch_size is None else max(1, fitting // batch_size)
+        together = min(particles, fitting) if self.vectorized else 1
+        return together, min(rows, fitting // together) if batch_size is None else batch_size
+
+
+def negative_log_likelihood(
+    trained: Trained,
+    columns: Mapping[str, Tensor],
+    *,
+    particles: int = 100,
+    label: str = "y",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Tensor:
+    r"""Estimates ``-log p(x)`` of every row by importance sampling from the guide: ``-log 1/K sum_k w_k``.
+
+    In the mean an upper bound, tighter with every particle. Labels are withheld: they, and all discrete local latents,
+    are summed out exactly where the programs allow it and sampled elsewhere. Programs with global latents draw those
+    from the guide for each particle, without weighting them: the result is then the held-out log predictive density
+    ``-log E_q(g)[p(x | g)]``.
+
+    Args:
+        trained: the pair.
+        columns: ``(rows, ...)`` by name; they need not be on the pair's device, nor fit there.
+        particles: draws of the latents per row.
+        label: the column that is withheld, if the guide infers it.
+        seed: of the draws; no random stream moves.
+        batch_size: rows at a time; as many as fit unless told.
+
+    Returns:
+        Nats, float64 ``(rows,)``, on the CPU.
+
+    Raises:
+        ConfigError: if the rows cannot be told apart (no data plate), or the pair does not run on them.
+        DataError: if there are no rows.
+
+    References:
+        Burda, Grosse, Salakhutdinov, 2015, arXiv:1509.00519.
+    """
+    total = torch.full((count_rows(columns),), -torch.inf, dtype=torch.float64)
+    for place, weights in _log_weights(trained, columns, particles, label, seed, batch_size, enumerate_discrete=True):
+        total[place] = torch.logaddexp(total[place], weights.logsumexp(0))
+    return torch.log(torch.tensor(particles, dtype=torch.float64)) - total
+
+
+def elbo(
+    trained: Trained,
+    columns: Mapping[str, Tensor],
+    *,
+    particles: int = 100,
+    label: str = "y",
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Estimates the evidence lower bound of every row, ``E_q[log w]``, all latents sampled: nats, float64 ``(rows,)``.
+
+    Arguments and errors are those of `negative_log_likelihood`.
+    """
+    total = torch.zeros(count_rows(columns), dtype=torch.float64)
+    for place, weights in _log_weights(trained, columns, particles, label, seed, batch_size, enumerate_discrete=False):
+        total[place] += weights.sum(0)
+    return total / particles
+
+
+def predict(
+    trained: Trained, columns: Mapping[str, Tensor], *, label: str = "y", seed: int = 0, batch_size: int | None = None
+) -> Tensor:
+    """Returns the guide's probability of every class, ``q(y | x)``: ``(rows, classes)``, on the CPU.
+
+    Raises:
+        ConfigError: if the guide has no discrete local site of that name.
+        DataError: if there are no rows.
+    """
+    rest = without(columns, label)
+    with seeded(seed), trained.evaluating():
+        classify = functools.partial(
+            programs.label_log_probs, trained.guide, site=label, nesting=_nesting(trained, rest)
+        )
+        size = batch_size or max(1, int(LARGEST / values_per_row(classify, rest, trained.device)))
+        return torch.cat([classify(part).exp().cpu() for _, part in slices(rest, size, trained.device)])
+
+
+def accuracy(trained: Trained, columns: Mapping[str, Tensor], *, label: str = "y", seed: int = 0) -> Proportion:
+    """Returns the share of rows whose most probable class is their label; rows with label -1 are left out.
+
+    Raises:
+        ConfigError: if the guide has no discrete local site of that name.
+        DataError: if no row has a label.
+    """
+    if label not in columns:
+        raise DataError(f"expected a column '{label}' of labels; got {', '.join(columns)}")
+    known = columns[label] >= 0
+    if not known.any():
+        raise DataError(f"expected labels in the column '{label}'; got none that is 0 or more")
+    labelled = {name: column[known] for name, column in columns.items()}
+    hits = predict(trained, labelled, label=label, seed=seed).argmax(-1) == labelled[label].cpu()
+    return Proportion.of(int(hits.sum()), len(hits))
+
+
+def evaluate(
+    trained: Trained,
+    columns: Mapping[str, Tensor],
+    *,
+    particles: int = 100,
+    label: str = "y",
+    seed: int = 0,
+    measures: Sequence[str] = ("nll", "accuracy"),
+) -> Evaluation:
+    """Measures a trained pair on held-out rows.
+
+    Args:
+        trained: a `ppgen.Trainer`, say.
+        columns: ``(rows, ...)`` by name.
+        particles: draws of the latents per row.
+        label: the column of labels; accuracy is left out where there are none, or the guide does not infer them.
+        seed: of the draws: the same seed gives the same numbers.
+        measures: some of "nll", "accuracy", "elbo".
+
+    Raises:
+        ConfigError: if a measure is unknown, or see `negative_log_likelihood`.
+        DataError: if there are no rows.
+    """
+    for name in measures:
+        if name not in MEASURES:
+            raise ConfigError(f"expected measures from {', '.join(MEASURES)}; got '{name}'")
+    found: dict[str, Any] = {}
+    options: dict[str, Any] = {"particles": particles, "label": label, "seed": seed}
+    if "nll" in measures:
+        found["nll"] = Estimate.of(negative_log_likelihood(trained, columns, **options), particles=particles)
+    if "elbo" in measures:
+        found["elbo"] = Estimate.of(elbo(trained, columns, **options), particles=particles)
+    if "accuracy" in measures and _classifies(trained, columns, label):
+        found["accuracy"] = accuracy(trained, columns, label=label, seed=seed)
+    return Evaluation(**found)
+
+
+def _classifies(trained: Trained, columns: Mapping[str, Tensor], label: str) -> bool:
+    if label not in columns or not (columns[label] >= 0).any():
+        return False
+    try:
+        predict(trained, few(columns, 2, trained.device), label=label)
+    except ConfigError:
+        return False
+    return True
+
+
+def _nesting(trained: Trained, columns: Mapping[str, Tensor]) -> int:
+    return max(1, programs.nesting_of(trained.model, trained.guide, few(columns, 2, trained.device)))
+
+
+def _log_weights(
+    trained: Trained,
+    columns: Mapping[str, Tensor],
+    particles: int,
+    label: str,
+    seed: int,
+    batch_size: int | None,
+    *,
+    enumerate_discrete: bool,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields log weights ``(some particles, some rows)`` in float64 with the place of the rows."""
+    for name, number in (("particles", particles), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise ConfigError(f"expected {name} of at least 1; got {number}")
+    with seeded(seed), trained.evaluating():
+        columns = _without_inferred(trained, columns, label)
+        manner = _manner(trained, columns, particles, enumerate_discrete=enumerate_discrete)
+        together, size = manner.sizes(particles, count_rows(columns), batch_size)
+        for place, part in slices(columns, size, trained.device):
+            for start in range(0, particles, together):
+                count = min(together, particles - start)
+                yield place, _weights(trained, part, count, manner.nesting, manner.enumerate_discrete).double().cpu()
+
+
+def _weights(trained: Trained, part: Columns, particles: int, nesting: int, enumerate_discrete: bool) -> Tensor:
+    weights = programs.log_weights(
+        trained.model,
+        trained.guide,
+        part,
+        particles=particles,
+        nesting=nesting,
+        enumerate_discrete=enumerate_discrete,
+    ).local
+    if weights.shape != (particles, count_rows(part)):
+        raise ConfigError(
+            f"expected a log weight for each of {count_rows(part)} rows; got {weights.shape[-1]}: the model's data"
+            " plate must take the rows it is given, pyro.plate('data', len(x))"
+        )
+    return weights
+
+
+def _without_inferred(trained: Trained, columns: Mapping[str, Tensor], label: str) -> Columns:
+    """Withholds the labels if the guide samples them when they are not given."""
+    rest = without(columns, label)
+    if len(rest) == len(columns):
+        return rest
+    try:
+        inferred = label in programs.posterior(trained.guide, few(rest, 2, trained.device))
+    except Exception:  # a user's guide that cannot do without them may fail in any way
+        inferred = False
+    return rest if inferred else dict(columns)
+
+
+def _manner(
+    trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool
+) -> _Manner:
+    """Finds the best manner in which the pair runs: users' programs need not bear enumeration or particles."""
+    if programs.data_plate(trained.model, few(columns, 2, trained.device)) is None:
+        raise ConfigError(
+            "expected an observed site in a data plate, with pyro.plate('data', len(x)); got none: without it held-out"
+            " rows cannot be told apart"
+        )
+    nesting = _nesting(trained, columns)
+    reason: Exception | None = None
+    for enumerated in (True, False) if enumerate_discrete else (False,):
+        for count in (2, 1) if particles > 1 else (1,):
+            weigh = functools.partial(
+                _weights, trained, particles=count, nesting=nesting, enumerate_discrete=enumerated
+            )
+            try:
+                values = values_per_row(weigh, columns, trained.device) / count
+            except Exception as error:  # a user's program may fail in any way
+                logger.debug("%d particles, enumerate_discrete=%s: %s", count, enumerated, error)
+                reason = error
+            else:
+                return _Manner(count > 1, enumerated, nesting, values)
+    if isinstance(reason, PpgenError):
+        raise reason
+    message = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+    raise ConfigError(f"the model and guide do not run on held-out rows: {message}") from reason

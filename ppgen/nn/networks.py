@@ -1,0 +1,64 @@
+"""Encoders and decoders by name: the one place that knows which network fits which data."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ppgen.nn.convolutional import ConvDecoder, ConvEncoder
+from ppgen.nn.layers import MLP, size_of
+
+Network = Literal["mlp", "conv"]
+
+
+class _Flat(nn.Module):
+    """A perceptron whose first input is an array of ``shape``."""
+
+    def __init__(self, shape: Sequence[int], mlp: MLP) -> None:
+        super().__init__()
+        self.event_dims = len(shape)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        return self.mlp(x.flatten(-self.event_dims), *others)  # type: ignore[no-any-return]
+
+
+def encoder(
+    shape: Sequence[int],
+    outputs: int,
+    *,
+    network: Network = "mlp",
+    hidden: Sequence[int] = (400,),
+    others: Sequence[int] = (),
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Returns a network from data ``(..., *shape)`` (and further inputs) to ``(..., outputs)``.
+
+    ``hidden`` are the sizes of hidden layers; of a convolutional network, the channels and last the hidden layer.
+    """
+    if network == "conv":
+        *channels, width = hidden
+        return ConvEncoder(shape, outputs, channels=channels, hidden=width, others=others, activation=activation)
+    mlp = MLP([size_of(shape), *others], hidden, outputs, activation=activation, dropout=dropout)
+    return _Flat(shape, mlp)
+
+
+def decoder(
+    inputs: Sequence[int],
+    shape: Sequence[int],
+    per_value: int = 1,
+    *,
+    network: Network = "mlp",
+    hidden: Sequence[int] = (400,),
+    activation: str = "relu",
+) -> nn.Module:
+    """Returns a network from ``(..., inputs[i])`` to ``per_value`` features for every value of ``shape``.
+
+    ``hidden`` as in `encoder`: a convolutional decoder is the encoder of the same ``hidden`` mirrored.
+    """
+    if network == "conv":
+        *channels, width = hidden
+        full = (shape[0] * per_value, *shape[1:])
+        return ConvDecoder(inputs, full, channels=channels[::-1], hidden=width, activation=activation)
+    return MLP(inputs, hidden[::-1], size_of(shape) * per_value, activation=activation)

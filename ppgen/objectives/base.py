@@ -1,0 +1,138 @@
+"""The objective: what turns a model, a guide and a batch into losses."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppgen import programs
+from ppgen.programs import Batch, Joint, Program
+
+Losses = dict[str, Tensor]
+Metrics = dict[str, Tensor]
+Phase = Callable[[Program, Program, Batch], tuple[Losses, Metrics]]
+"""A pure function ``(model, guide, batch) -> (losses by player, metrics)``: what is compiled.
+
+Whatever changes from step to step (a KL weight, a temperature) is computed from ``Objective.step``, never from
+Python state.
+"""
+
+
+class Objective(nn.Module):
+    """What is optimised: subclass it and write `loss`, or `players` and `phases` for a game.
+
+    An objective may own parameters (a critic, a baseline). It is callable as Pyro's own ELBOs are, so it goes into
+    ``pyro.infer.SVI(model, guide, optimizer, loss=objective)`` as well.
+
+    Attributes:
+        step: int64 scalar tensor, the number of steps taken; kept by the trainer.
+    """
+
+    step: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._nesting: dict[tuple[int, int], int] = {}
+
+    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
+        """Returns the loss in nats per datum: the program's total divided by the full size of the data plate."""
+        raise TypeError(f"{type(self).__name__} defines neither loss nor phases")
+
+    def setup(self, model: Program, guide: Program, batch: Batch) -> None:
+        """Runs the pair once, with checks on, so that all its parameters exist and wrong shapes are named."""
+        programs.report_unused_columns(batch, model, guide)
+        programs.check(model, guide, batch)
+
+    def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
+        """Says at which site and rows a log probability is not finite; None if all are."""
+        return programs.first_nonfinite(model, guide, batch)
+
+    def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """Returns the leaf tensors that each loss trains; one player, "all", unless overridden.
+
+        It is called once, inside the pair's parameter store, after model and guide have run on ``batch``.
+        """
+        own = {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
+        return {"all": programs.leaves(model, guide) | own}
+
+    def phases(self) -> Sequence[Phase]:
+        """Returns the phases of one step, in order; one unless overridden."""
+        return (self._only_phase,)
+
+    def _only_phase(self, model: Program, guide: Program, batch: Batch) -> tuple[Losses, Metrics]:
+        return {"all": self.loss(model, guide, batch)}, {}
+
+    def share_clock(self) -> None:
+        """Makes every objective inside this one read this one's step."""
+        for module in self.modules():
+            if isinstance(module, Objective):
+                module.step = self.step
+
+    def joint(self, model: Program, guide: Program, batch: Batch, **options: Any) -> Joint:
+        """Runs model and guide together, remembering how many dimensions the plates of the pair take."""
+        key = (id(model), id(guide))
+        if key not in self._nesting:
+            self._nesting[key] = programs.nesting_of(model, guide, batch)
+        return programs.run(model, guide, batch, nesting=self._nesting[key], **options)
+
+    def forward(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the loss of one call ``(model, guide, *args, **kwargs)``, as Pyro's ELBOs are called."""
+        return self.loss(model, guide, kwargs if kwargs else args)
+
+
+class Stock(Objective):
+    """One of Pyro's own ELBOs in the place of an objective, in nats per datum.
+
+    Those without ``differentiable_loss`` train through ``loss_and_grads``, eagerly.
+    """
+
+    def __init__(self, elbo: Any) -> None:
+        super().__init__()
+        self.elbo = elbo
+        self._sizes: dict[int, int] = {}
+
+    def setup(self, model: Program, guide: Program, batch: Batch) -> None:
+        """See `Objective.setup`; the ELBO decides by itself which models it accepts."""
+        programs.report_unused_columns(batch, model, guide)
+        args, kwargs = programs.arguments(model, batch)
+        with programs.checked():
+            self.elbo.loss(model, guide, *args, **kwargs)
+        plate = programs.data_plate(model, batch)
+        self._sizes[id(model)] = plate.size if plate else 1
+
+    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
+        """See `Objective.loss`."""
+        args, kwargs = programs.arguments(model, batch)
+        if hasattr(self.elbo, "differentiable_loss"):
+            with programs.without_nan_warnings(self.elbo):
+                loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
+        else:
+            loss = self._by_gradients(model, guide, args, kwargs)
+        return loss / self._sizes[id(model)]
+
+    def _by_gradients(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Tensor:
+        # loss_and_grads leaves gradients behind; a linear function with these gradients stands for the loss
+        leaves = programs.leaves(model, guide).values()
+        value = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        linear = torch.zeros(())
+        for leaf in leaves:
+            if leaf.grad is not None:
+                linear = linear + (leaf * leaf.grad).sum()
+                leaf.grad = None
+        loss: Tensor = linear - linear.detach() + value
+        return loss
+
+
+def as_objective(objective: Any) -> Objective:
+    """Returns an `Objective` as it is, one of Pyro's ELBOs wrapped in `Stock`.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if hasattr(objective, "loss_and_grads"):
+        return Stock(objective)
+    raise TypeError(f"expected an Objective or one of Pyro's ELBOs; got {type(objective).__name__}")

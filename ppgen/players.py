@@ -1,0 +1,131 @@
+"""Players: which tensors one loss trains, and how they move."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ppgen.errors import CheckpointError, ConfigError
+
+OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
+ScheduleFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+ADAM: OptimizerFactory = functools.partial(torch.optim.Adam, lr=1e-3)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How the parameters of one player move.
+
+    Args:
+        factory: makes a torch optimizer of a list of tensors, e.g. ``functools.partial(torch.optim.Adam, lr=1e-3)``.
+        schedule: makes a torch learning-rate scheduler of that optimizer; it advances once a step.
+        clip: largest norm of the player's gradient; None for no clipping.
+    """
+
+    factory: OptimizerFactory = ADAM
+    schedule: ScheduleFactory | None = None
+    clip: float | None = None
+
+
+class Player:
+    """The leaves of one player with their optimizer; losses of other players never move them."""
+
+    def __init__(self, name: str, leaves: dict[str, Tensor], optimizer: Optimizer) -> None:
+        if not leaves:
+            raise ConfigError(f"player '{name}' has nothing to train: model, guide and objective have no parameters")
+        self.leaves = leaves
+        self.clip = optimizer.clip
+        self.optimizer = optimizer.factory(list(leaves.values()))
+        for group in self.optimizer.param_groups:
+            # a tensor, so that a compiled step reads the learning rate instead of freezing it
+            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=next(iter(leaves.values())).device)
+        self.schedule = optimizer.schedule(self.optimizer) if optimizer.schedule else None
+
+    def state(self) -> list[Tensor]:
+        """Returns the tensors that an update changes."""
+        moments = [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
+        return [*self.leaves.values(), *moments]
+
+    def norm(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Returns the Euclidean norm of all gradients."""
+        norms = [torch.linalg.vector_norm(g.float()) for g in gradients if g is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+    def update(self, gradients: Sequence[Tensor | None], norm: Tensor) -> None:
+        """Takes one optimizer step with the (clipped) gradients."""
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0) if self.clip else None
+        for leaf, gradient in zip(self.leaves.values(), gradients, strict=True):
+            leaf.grad = gradient if gradient is None or scale is None else gradient * scale
+        with self._plain() if torch.compiler.is_compiling() else contextlib.nullcontext():
+            self.optimizer.step()
+        for leaf in self.leaves.values():
+            leaf.grad = None
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[None]:
+        # the optimizer's plain implementation, which the compiler fuses by itself, without a look at values
+        plain = {"fused": False, "foreach": False, "capturable": True}
+        groups = self.optimizer.param_groups
+        saved = [{key: group[key] for key in plain if key in group} for group in groups]
+        for group in groups:
+            group.update({key: value for key, value in plain.items() if key in group})
+        try:
+            yield
+        finally:
+            for group, old in zip(groups, saved, strict=True):
+                group.update(old)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the leaves, and what optimizer and scheduler keep."""
+        optimizer = self.optimizer.state_dict()
+        return {
+            "leaves": {name: leaf.detach().clone() for name, leaf in self.leaves.items()},
+            "optimizer": {"state": _cloned(optimizer["state"]), "param_groups": _cloned(optimizer["param_groups"])},
+            "schedule": _cloned(self.schedule.state_dict()) if self.schedule else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`, in place.
+
+        Raises:
+            CheckpointError: if the names or shapes of the leaves are not the same.
+        """
+        copy_into(self.leaves, state["leaves"])
+        lr = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, tensor in zip(self.optimizer.param_groups, lr, strict=True):
+            # the tensor that a compiled step and the scheduler hold
+            tensor.fill_(float(group["lr"]))
+            group["lr"] = tensor
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
+
+
+def copy_into(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    """Copies saved tensors over own ones of the same names.
+
+    Raises:
+        CheckpointError: if the names or shapes are not the same.
+    """
+    if own.keys() != saved.keys():
+        names = ", ".join(sorted(own.keys() ^ saved.keys())[:3])
+        raise CheckpointError(f"the checkpoint is of another program: parameters differ ({names})")
+    for name, tensor in own.items():
+        if tensor.shape != saved[name].shape:
+            raise CheckpointError(
+                f"the checkpoint is of another program: '{name}' has shape {tuple(saved[name].shape)} there,"
+                f" {tuple(tensor.shape)} here"
+            )
+        with torch.no_grad():
+            tensor.copy_(saved[name])
+
+
+def _cloned(state: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state)

@@ -1,0 +1,51 @@
+"""Programs: what a model and a guide are, how they run together, and how data is generated from them.
+
+A *program* is any callable with Pyro statements: a function with ``pyro.param``, an ``nn.Module``, a ``PyroModule``,
+an autoguide. A *batch* is a dict of columns; a program is given the columns that its signature names. This is the
+only package that knows Pyro's effect handlers.
+"""
+
+from ppgen.programs.calling import Batch, Program, arguments, call, report_unused_columns
+from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
+from ppgen.programs.joint import DataPlate, Joint, check, data_plate, first_nonfinite, nesting_of, run
+from ppgen.programs.parameters import (
+    Store,
+    buffers,
+    checked,
+    leaves,
+    modules_of,
+    quiet,
+    set_training,
+    without_nan_warnings,
+)
+from ppgen.programs.weights import LogWeights, log_weights
+
+__all__ = [
+    "Batch",
+    "DataPlate",
+    "Joint",
+    "LogWeights",
+    "Program",
+    "Store",
+    "arguments",
+    "buffers",
+    "call",
+    "check",
+    "checked",
+    "data_plate",
+    "first_nonfinite",
+    "generate",
+    "label_log_probs",
+    "leaves",
+    "log_weights",
+    "modules_of",
+    "nesting_of",
+    "posterior",
+    "quiet",
+    "reconstruct",
+    "report_unused_columns",
+    "run",
+    "set_training",
+    "template",
+    "without_nan_warnings",
+]

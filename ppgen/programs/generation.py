@@ -1,0 +1,102 @@
+"""Draws from a model, from a guide, and from a model given a guide's draws."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from torch import Tensor
+
+from ppgen.errors import ConfigError
+from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.joint import log_prob_of, prune
+from ppgen.programs.parameters import quiet
+
+
+def template(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Returns a batch of ``rows`` rows with the columns, shapes and dtypes of ``batch``; its values do not matter."""
+    return {k: v[:1].expand(rows, *v.shape[1:]) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _draws(trace: poutine.Trace, sites: Iterable[str], *, mean: Iterable[str] = ()) -> dict[str, Tensor]:
+    nodes, means = trace.nodes, set(mean)
+    return {name: _mean(nodes[name]) if name in means else nodes[name]["value"] for name in sites}
+
+
+def _mean(site: Mapping[str, Any]) -> Tensor:
+    value: Tensor = site["value"]
+    try:
+        mean: Tensor = site["fn"].mean
+    except (NotImplementedError, AttributeError):
+        return value
+    # unordered categories have no mean: torch says nan
+    return value if mean.isnan().any() else mean
+
+
+def _sites(trace: poutine.Trace) -> list[str]:
+    return [name for name, site in prune(trace).nodes.items() if site["type"] == "sample"]
+
+
+def generate(
+    model: Program,
+    batch: Batch,
+    rows: int | None = None,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    mean: Iterable[str] = (),
+) -> dict[str, Tensor]:
+    """Draws every site of the model from the model alone.
+
+    Args:
+        model: the generative program.
+        batch: stored shapes and dtypes; its values do not matter.
+        rows: how many rows to draw; those of ``batch`` unless told.
+        given: sites that are clamped to these values.
+        mean: data sites of which the mean given the latents is returned instead of a draw, where it is known.
+
+    Returns:
+        The value of every sample site, each ``(rows, ...)`` if it lies in the data plate.
+    """
+    batch = batch if rows is None or not isinstance(batch, Mapping) else template(batch, rows)
+    program = poutine.uncondition(model)
+    program = poutine.condition(program, data=dict(given)) if given else program
+    args, kwargs = arguments(model, batch)
+    with torch.no_grad(), quiet():
+        trace = poutine.trace(program).get_trace(*args, **kwargs)
+        return _draws(trace, _sites(trace), mean=mean)
+
+
+def posterior(guide: Program, batch: Batch) -> dict[str, Tensor]:
+    """Draws the latent sites of the guide for the rows of ``batch``."""
+    args, kwargs = arguments(guide, batch)
+    with torch.no_grad(), quiet():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        return _draws(trace, (name for name in _sites(trace) if not trace.nodes[name]["is_observed"]))
+
+
+def reconstruct(model: Program, guide: Program, batch: Batch, *, mean: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Draws the latents from the guide, then the observed sites of the model given them (posterior predictive)."""
+    args, kwargs = arguments(guide, batch)
+    with torch.no_grad(), quiet():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        args, kwargs = arguments(model, batch)
+        program = poutine.replay(poutine.uncondition(model), trace=guide_trace)
+        trace = poutine.trace(program).get_trace(*args, **kwargs)
+        return _draws(trace, _sites(trace), mean=mean)
+
+
+def label_log_probs(guide: Program, batch: Batch, site: str = "y", *, nesting: int = 1) -> Tensor:
+    """Returns the guide's log probability of every state of one discrete local site: ``(batch, classes)``.
+
+    Raises:
+        ConfigError: if the guide has no such discrete site.
+    """
+    args, kwargs = arguments(guide, batch)
+    with torch.no_grad(), quiet(), poutine.enum(first_available_dim=-1 - nesting):
+        trace = poutine.trace(config_enumerate(guide, default="parallel")).get_trace(*args, **kwargs)
+    node = trace.nodes.get(site)
+    if node is None or (dim := node["infer"].get("_enumerate_dim")) is None:
+        raise ConfigError(f"the guide has no discrete site '{site}'")
+    log_prob = log_prob_of(node)
+    return log_prob.movedim(dim, -1).flatten(0, -3)[0] if log_prob.dim() > 2 else log_prob.movedim(dim, -1)

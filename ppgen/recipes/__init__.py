@@ -1,0 +1,28 @@
+"""Recipes: a name to model, guide, objective and defaults; the only place that names concrete classes."""
+
+import difflib
+
+from ppgen.errors import ConfigError
+from ppgen.recipes.base import Entry, Recipe, adam, load_users
+from ppgen.recipes.m2 import M2
+from ppgen.recipes.vae import VAE
+
+RECIPES: dict[str, Entry] = {entry.name: entry for entry in (M2, VAE)}
+
+
+def find(name: str) -> Entry:
+    """Returns the recipe of that name, or the user's own named ``my_model.py:recipe`` or ``package.module:recipe``.
+
+    Raises:
+        ConfigError: if there is none; the nearest name is suggested.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    if ":" in name:
+        return load_users(name)
+    near = difflib.get_close_matches(name, RECIPES, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(RECIPES)}"
+    raise ConfigError(f"there is no recipe '{name}': {hint} (your own: my_model.py:recipe)")
+
+
+__all__ = ["RECIPES", "Entry", "Recipe", "adam", "find"]

@@ -1,0 +1,229 @@
+"""What a recipe is: a function that builds everything a run needs for one data set."""
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+import tomllib
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+
+from ppgen.data import Batches, Dataset, Together
+from ppgen.errors import ConfigError
+from ppgen.objectives import SemiSupervised
+from ppgen.players import Optimizer
+from ppgen.programs import Program
+
+OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
+
+
+def adam(
+    learning_rate: float = 1e-3,
+    *,
+    schedule: str = "constant",
+    clip: float | None = None,
+    betas: Sequence[float] = (0.9, 0.999),
+) -> OptimizerOfSteps:
+    """Returns Adam for a run of any number of steps.
+
+    Args:
+        learning_rate: the first one.
+        schedule: "constant", or "cosine" down to 0 at the end of the run.
+        clip: largest norm of the gradient.
+        betas: decay of the moments.
+
+    Raises:
+        ConfigError: if there is no such schedule.
+
+    References:
+        Kingma, Ba, 2014, arXiv:1412.6980. Cosine: Loshchilov, Hutter, 2016, arXiv:1608.03983.
+    """
+    if schedule not in ("constant", "cosine"):
+        raise ConfigError(f"expected schedule constant or cosine; got '{schedule}'")
+
+    def of_steps(steps: int) -> Optimizer:
+        cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max(steps, 1))
+        factory = functools.partial(torch.optim.Adam, lr=learning_rate, betas=(betas[0], betas[1]))
+        return Optimizer(factory, schedule=cosine if schedule == "cosine" else None, clip=clip)
+
+    return of_steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run needs.
+
+    Attributes:
+        model: the generative program.
+        guide: the inference program.
+        objective: an objective, or one of Pyro's ELBOs.
+        data: the data set, binarised as the model wants it; the one given, unless set.
+        optimizer: the number of steps to an optimizer (or a dict of them by player).
+        epochs: passes through the (unlabelled) training rows.
+        batch_size: rows of a batch; of the unlabelled rows where labels are few.
+        labelled_batch_size: labelled rows of a semi-supervised batch.
+        average: decay of the average of the weights.
+        particles: draws for the test NLL at the end of a run.
+    """
+
+    model: Program
+    guide: Program
+    objective: Any
+    data: Dataset | None = None
+    optimizer: OptimizerOfSteps = field(default_factory=adam)
+    epochs: int = 100
+    batch_size: int = 100
+    labelled_batch_size: int = 100
+    average: float | None = None
+    particles: int = 100
+
+    def batches(self, seed: int, device: torch.device) -> Batches | Together:
+        """Returns the training batches: labelled and unlabelled ones for `SemiSupervised`, else of all rows."""
+        if self.data is None:
+            raise ConfigError("the recipe names no data")
+        options: dict[str, Any] = {"seed": seed, "device": device, "binarization": self.data.binarization}
+        if not isinstance(self.objective, SemiSupervised):
+            return Batches(self.data.train, self.batch_size, **options)
+        self.data.require_labels()
+        return Together(
+            labelled=Batches(self.data.labelled(), self.labelled_batch_size, **options),
+            unlabelled=Batches(self.data.unlabelled(), self.batch_size, **options),
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe by name: its function, where it comes from, and how its options are typed.
+
+    Attributes:
+        name: what the user types.
+        function: ``(data, *, options...) -> Recipe`` or ``(model, guide, objective)``.
+        reference: author, year, arXiv id.
+        presets: option values by data set, over the function's defaults.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    reference: str = ""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+    @functools.cached_property
+    def _fields(self) -> dict[str, tuple[Any, Any]]:
+        hints = typing.get_type_hints(self.function)
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        return {
+            p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
+            for p in parameters
+            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
+        }
+
+    def defaults(self, data: str = "") -> dict[str, Any]:
+        """Returns every option with its default for a data set."""
+        return {name: default for name, (_, default) in self._fields.items()} | dict(self.presets.get(data, {}))
+
+    def annotation(self, option: str) -> str:
+        """Returns the type of an option as text."""
+        kind = self._fields[option][0]
+        return (
+            kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
+        )
+
+    def resolve(self, data: str = "", given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns all options: the given ones over the defaults for the data set, checked against their types.
+
+        Values may be text, as typed after ``--set``.
+
+        Raises:
+            ConfigError: if an option is unknown (the nearest is named) or has a wrong value.
+        """
+        given = dict(given or {})
+        for name in given:
+            if name not in self._fields:
+                near = difflib.get_close_matches(name, self._fields, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self._fields)}"
+                raise ConfigError(f"recipe '{self.name}' has no option '{name}': {hint}")
+        parsed = {name: _parsed(value, self._fields[name][0]) for name, value in given.items()}
+        config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+        schema: Any = pydantic.create_model("Options", __config__=config, **self._fields)  # type: ignore[call-overload]
+        try:
+            return dict(schema(**{**self.defaults(data), **parsed}))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            option = ".".join(map(str, first["loc"][:1]))
+            raise ConfigError(f"option '{option}': {first['msg'].lower()}; got {first['input']!r}") from error
+
+    def build(self, data: Dataset, options: Mapping[str, Any]) -> Recipe:
+        """Calls the function; a bare ``(model, guide, objective)`` becomes a recipe with default settings.
+
+        Raises:
+            ConfigError: if it returns anything else.
+        """
+        built = self.function(data, **options)
+        if isinstance(built, tuple) and len(built) == 3:
+            built = Recipe(*built)
+        if not isinstance(built, Recipe):
+            kind = type(built).__name__
+            raise ConfigError(f"recipe '{self.name}' returned {kind}; expected (model, guide, objective) or a Recipe")
+        return built if built.data is not None else replace(built, data=data)
+
+
+def _parsed(value: Any, annotation: Any) -> Any:
+    """Reads the text of one option; what is no text is left as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("none", "null") and type(None) in typing.get_args(annotation):
+        return None
+    kinds = [annotation, *typing.get_args(annotation)]
+    if any(typing.get_origin(kind) in (tuple, list) for kind in kinds):
+        try:
+            return tomllib.loads(f"value = {value}")["value"] if value.startswith("[") else _split(value)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"expected values separated by commas; got '{value}'") from error
+    return value
+
+
+def _split(value: str) -> list[str]:
+    return [part.strip() for part in value.strip("()").split(",") if part.strip()]
+
+
+def load_users(reference: str) -> Entry:
+    """Returns the recipe that ``file.py:function`` or ``package.module:function`` names, running that code.
+
+    Raises:
+        ConfigError: if there is no such file, module or function.
+    """
+    place, _, name = reference.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise ConfigError(f"there is no file '{place}'")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"'{place}' is no Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"there is no module '{place}'") from error
+    function = getattr(module, name, None)
+    if isinstance(function, Entry):
+        return replace(function, name=reference)
+    if not callable(function):
+        raise ConfigError(f"'{place}' has no function '{name}'")
+    return Entry(reference, function)

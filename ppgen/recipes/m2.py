@@ -1,0 +1,99 @@
+"""M2: a classifier from few labels."""
+
+from typing import Literal
+
+from ppgen import guides, models, nn
+from ppgen.data import Dataset
+from ppgen.errors import DataError
+from ppgen.objectives import ELBO, EnumeratedELBO, SemiSupervised
+from ppgen.recipes.base import Entry, Recipe, adam
+from ppgen.recipes.vae import Likelihood
+
+IMAGES = {
+    "z_dim": 50,
+    "hidden": (500,),
+    "binarization": "dynamic",
+    "batch_size": 200,
+    "labelled_batch_size": 100,
+    "epochs": 60,
+    "learning_rate": 1e-3,
+    "evaluation_particles": 10,
+}
+COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none", "network": "conv", "hidden": (32, 64, 256)}
+
+
+def m2(
+    data: Dataset,
+    *,
+    z_dim: int = 16,
+    likelihood: Likelihood = "bernoulli",
+    scale: float = 0.1,
+    levels: int = 256,
+    network: Literal["mlp", "conv"] = "mlp",
+    hidden: tuple[int, ...] = (128,),
+    classifier_hidden: tuple[int, ...] | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
+    binarization: Literal["none", "static", "dynamic"] = "none",
+    alpha: float = 1.0,
+    labelled_share: float = 0.5,
+    beta: float = 1.0,
+    warmup: int = 0,
+    learning_rate: float = 2e-3,
+    schedule: Literal["constant", "cosine"] = "cosine",
+    clip: float | None = None,
+    average: float | None = 0.999,
+    batch_size: int = 100,
+    labelled_batch_size: int = 100,
+    epochs: int = 300,
+    evaluation_particles: int = 100,
+) -> Recipe:
+    """Semi-supervised classifier M2: label and style generate the data, labels summed out where they are missing."""
+    if data.classes is None:
+        raise DataError(f"recipe m2 needs labels; data set '{data.name}' has none")
+    classes = len(data.classes)
+    chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
+    if chosen.unit_interval:
+        data.require_unit_interval()
+    data = data.binarized(binarization)
+    network_options = {"network": network, "activation": activation}
+    decoder = nn.decoder(
+        [z_dim, classes], data.shape, chosen.features // nn.size_of(data.shape), hidden=hidden, **network_options
+    )
+    classifier = nn.encoder(
+        data.shape,
+        classes,
+        hidden=hidden if classifier_hidden is None else classifier_hidden,
+        dropout=dropout,
+        **network_options,
+    )
+    encoder = nn.encoder(data.shape, 2 * z_dim, hidden=hidden, others=[classes], **network_options)
+    return Recipe(
+        model=models.M2(decoder, chosen, z_dim, classes),
+        guide=guides.Label(classifier, encoder, classes),
+        objective=SemiSupervised(
+            alpha=alpha,
+            labelled_share=labelled_share,
+            labelled=ELBO(beta=beta, warmup=warmup),
+            unlabelled=EnumeratedELBO(beta=beta, warmup=warmup),
+        ),
+        data=data,
+        optimizer=adam(learning_rate, schedule=schedule, clip=clip),
+        epochs=epochs,
+        batch_size=batch_size,
+        labelled_batch_size=labelled_batch_size,
+        average=average,
+        particles=evaluation_particles,
+    )
+
+
+M2 = Entry(
+    "m2",
+    m2,
+    reference="Kingma, Rezende, Mohamed, Welling 2014, arXiv:1406.5298",
+    presets={
+        **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
+        "usps": IMAGES | {"binarization": "none"},
+        **dict.fromkeys(("svhn", "cifar10"), COLOUR),
+    },
+)

@@ -1,0 +1,84 @@
+"""The variational autoencoder."""
+
+from typing import Literal
+
+from ppgen import guides, models, nn
+from ppgen.data import Dataset
+from ppgen.objectives import ELBO
+from ppgen.recipes.base import Entry, Recipe, adam
+
+Likelihood = Literal["bernoulli", "gaussian", "gaussian-fixed", "gaussian-full", "categorical"]
+
+IMAGES = {
+    "z_dim": 50,
+    "hidden": (500, 500),
+    "binarization": "dynamic",
+    "batch_size": 200,
+    "epochs": 100,
+    "learning_rate": 1e-3,
+}
+COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none", "network": "conv", "hidden": (32, 64, 256)}
+
+
+def vae(
+    data: Dataset,
+    *,
+    z_dim: int = 16,
+    likelihood: Likelihood = "bernoulli",
+    scale: float = 0.1,
+    levels: int = 256,
+    network: Literal["mlp", "conv"] = "mlp",
+    hidden: tuple[int, ...] = (128,),
+    activation: str = "relu",
+    covariance: Literal["diagonal", "full"] = "diagonal",
+    binarization: Literal["none", "static", "dynamic"] = "none",
+    beta: float = 1.0,
+    warmup: int = 0,
+    free_bits: float = 0.0,
+    particles: int = 1,
+    learning_rate: float = 2e-3,
+    schedule: Literal["constant", "cosine"] = "cosine",
+    clip: float | None = None,
+    average: float | None = 0.999,
+    batch_size: int = 100,
+    epochs: int = 200,
+    evaluation_particles: int = 100,
+) -> Recipe:
+    """Variational autoencoder: a Gaussian latent vector, a decoder, an amortised Gaussian guide."""
+    chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
+    if chosen.unit_interval:
+        data.require_unit_interval()
+    data = data.binarized(binarization)
+    size = nn.size_of(data.shape)
+    decoder = (
+        nn.decoder([z_dim], data.shape, chosen.features // size, network=network, hidden=hidden, activation=activation)
+        if chosen.features % size == 0
+        else nn.MLP(z_dim, hidden[::-1], chosen.features, activation=activation)
+    )
+    full = covariance == "full"
+    outputs = guides.FullGaussian.features(z_dim) if full else 2 * z_dim
+    encoder = nn.encoder(data.shape, outputs, network=network, hidden=hidden, activation=activation)
+    return Recipe(
+        model=models.VAE(decoder, chosen, z_dim),
+        guide=guides.FullGaussian(encoder, z_dim) if full else guides.DiagonalGaussian(encoder, z_dim),
+        objective=ELBO(beta=beta, warmup=warmup, free_bits=free_bits, particles=particles),
+        data=data,
+        optimizer=adam(learning_rate, schedule=schedule, clip=clip),
+        epochs=epochs,
+        batch_size=batch_size,
+        average=average,
+        particles=evaluation_particles,
+    )
+
+
+VAE = Entry(
+    "vae",
+    vae,
+    reference="Kingma, Welling 2013, arXiv:1312.6114",
+    presets={
+        **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
+        "binarized-mnist": IMAGES | {"binarization": "none"},
+        "usps": IMAGES | {"binarization": "none"},
+        **dict.fromkeys(("svhn", "cifar10"), COLOUR),
+    },
+)
