@@ -82,6 +82,13 @@ class Player:
             for group, old in zip(groups, saved, strict=True):
                 group.update(old)
 
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiplies the learning rate, now and in what the schedule still brings."""
+        for group in self.optimizer.param_groups:
+            group["lr"].mul_(factor)
+        if self.schedule:
+            self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the leaves, and what optimizer and scheduler keep."""
         optimizer = self.optimizer.state_dict()

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -152,13 +152,24 @@ class Trainer:
         Parameters and random streams stay as they were. Without it, the decision falls at the second step.
         """
         self.setup(batch)
+        random_states = devices.all_random_states()
         phases = [functools.partial(self._advance, index) for index in range(len(self._phases))]
         remaining = None if self.total_steps is None else self.total_steps - self.steps
         with self._ready():
             self._stepper.plan(phases, self._placed(batch), [*self._state(), self.objective.step], remaining)
+        devices.set_all_random_states(random_states)
         if self.steps == 0:
             for player in self._players.values():
                 player.optimizer.state.clear()
+
+    def decide(self, compiled: bool | None) -> None:
+        """Takes over the decision of an earlier run, where this one has none of its own."""
+        self._stepper.resume(compiled)
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiplies every learning rate, now and in what its schedule still brings."""
+        for player in self._players.values():
+            player.scale_learning_rate(factor)
 
     def _optimizer_of(self, player: str) -> Optimizer:
         chosen = self._optimizer
@@ -177,7 +188,14 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------- steps
 
-    def fit(self, batches: Iterable[Batch] | Batch, *, steps: int | None = None, every: int = 100) -> Iterator[Metrics]:
+    def fit(
+        self,
+        batches: Iterable[Batch] | Batch,
+        *,
+        steps: int | None = None,
+        every: int = 100,
+        until: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Metrics]:
         """Trains, and yields the mean of each metric every ``every`` steps and at the end.
 
         Args:
@@ -185,6 +203,7 @@ class Trainer:
                 again, once if no number of steps is known; or one batch as a dict of columns, used in every step.
             steps: how many to take; up to ``total_steps`` unless told.
             every: how many steps a report stands for.
+            until: asked before every step whether to stop.
 
         Raises:
             DivergedError: see `step`.
@@ -196,6 +215,8 @@ class Trainer:
         stream = _stream(batches, endless=steps is not None)
         recent: list[dict[str, Tensor]] = []
         for count in itertools.count(1) if steps is None else range(1, steps + 1):
+            if until():
+                break
             try:
                 recent.append(self.step(stream))
             except StopIteration:

@@ -270,9 +270,7 @@ def _without_inferred(trained: Trained, columns: Mapping[str, Tensor], label: st
     return rest if inferred else dict(columns)
 
 
-def _manner(
-    trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool
-) -> _Manner:
+def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool) -> _Manner:
     """Finds the best manner in which the pair runs: users' programs need not bear enumeration or particles."""
     if programs.data_plate(trained.model, few(columns, 2, trained.device)) is None:
         raise ConfigError(

@@ -78,7 +78,8 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
             weights.append(log_weights(model, guide, batch))
         recorder.finish()
         posterior.append({name: _value(site) for name, site in recorder.latent.items()})
-        predictive.append(generate(model, batch, given=posterior[-1]))
+        given = {name: site["value"] for name, site in recorder.latent.items() if not site["is_observed"]}
+        predictive.append(generate(model, batch, given=given))
     sites = recorder.latent | recorder.observed
     prior: list[Values] = []
     with contextlib.suppress(NotImplementedError):  # improper priors

@@ -8,7 +8,7 @@ import inspect
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def adam(
     *,
     schedule: str = "constant",
     clip: float | None = None,
-    betas: Sequence[float] = (0.9, 0.999),
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> OptimizerOfSteps:
     """Returns Adam for a run of any number of steps.
 
@@ -51,7 +51,7 @@ def adam(
 
     def of_steps(steps: int) -> Optimizer:
         cosine = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max(steps, 1))
-        factory = functools.partial(torch.optim.Adam, lr=learning_rate, betas=(betas[0], betas[1]))
+        factory = functools.partial(torch.optim.Adam, lr=learning_rate, betas=betas)
         return Optimizer(factory, schedule=cosine if schedule == "cosine" else None, clip=clip)
 
     return of_steps
@@ -85,6 +85,11 @@ class Recipe:
     average: float | None = None
     particles: int = 100
 
+    @property
+    def rows_per_batch(self) -> int:
+        """How many rows one draw of batches brings."""
+        return self.batch_size + (self.labelled_batch_size if isinstance(self.objective, SemiSupervised) else 0)
+
     def batches(self, seed: int, device: torch.device) -> Batches | Together:
         """Returns the training batches: labelled and unlabelled ones for `SemiSupervised`, else of all rows."""
         if self.data is None:
@@ -93,9 +98,13 @@ class Recipe:
         if not isinstance(self.objective, SemiSupervised):
             return Batches(self.data.train, self.batch_size, **options)
         self.data.require_labels()
+        # where every label is known, all rows serve as unlabelled ones too
+        unlabelled = self.data.unlabelled()
+        if not len(unlabelled["x"]):
+            unlabelled = {name: column for name, column in self.data.train.items() if name != "y"}
         return Together(
             labelled=Batches(self.data.labelled(), self.labelled_batch_size, **options),
-            unlabelled=Batches(self.data.unlabelled(), self.batch_size, **options),
+            unlabelled=Batches(unlabelled, self.batch_size, **options),
         )
 
 
@@ -108,12 +117,14 @@ class Entry:
         function: ``(data, *, options...) -> Recipe`` or ``(model, guide, objective)``.
         reference: author, year, arXiv id.
         presets: option values by data set, over the function's defaults.
+        labels: how many labels of a data set that has them all are kept unless told.
     """
 
     name: str
     function: Callable[..., Any]
     reference: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    labels: int | None = None
 
     @property
     def summary(self) -> str:

@@ -1,5 +1,6 @@
 """M2: a classifier from few labels."""
 
+import functools
 from typing import Literal
 
 from ppgen import guides, models, nn
@@ -56,21 +57,14 @@ def m2(
     if chosen.unit_interval:
         data.require_unit_interval()
     data = data.binarized(binarization)
-    network_options = {"network": network, "activation": activation}
-    decoder = nn.decoder(
-        [z_dim, classes], data.shape, chosen.features // nn.size_of(data.shape), hidden=hidden, **network_options
-    )
-    classifier = nn.encoder(
-        data.shape,
-        classes,
-        hidden=hidden if classifier_hidden is None else classifier_hidden,
-        dropout=dropout,
-        **network_options,
-    )
-    encoder = nn.encoder(data.shape, 2 * z_dim, hidden=hidden, others=[classes], **network_options)
+    per_value = chosen.features // nn.size_of(data.shape)
+    decoder = nn.decoder([z_dim, classes], data.shape, per_value, network=network, hidden=hidden, activation=activation)
+    encoder = functools.partial(nn.encoder, data.shape, network=network, activation=activation)
+    classifier = encoder(classes, hidden=hidden if classifier_hidden is None else classifier_hidden, dropout=dropout)
+    style = encoder(2 * z_dim, hidden=hidden, others=[classes])
     return Recipe(
         model=models.M2(decoder, chosen, z_dim, classes),
-        guide=guides.Label(classifier, encoder, classes),
+        guide=guides.Label(classifier, style, classes),
         objective=SemiSupervised(
             alpha=alpha,
             labelled_share=labelled_share,
@@ -91,6 +85,7 @@ M2 = Entry(
     "m2",
     m2,
     reference="Kingma, Rezende, Mohamed, Welling 2014, arXiv:1406.5298",
+    labels=100,
     presets={
         **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
         "usps": IMAGES | {"binarization": "none"},

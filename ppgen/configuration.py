@@ -1,0 +1,134 @@
+"""What a run is asked to do, what that came to, and the text form of both."""
+
+import math
+import os
+import platform
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import tomli_w
+
+from ppgen.errors import ConfigError
+
+FORMAT = 1
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+
+class DataConfig(_Strict):
+    """Which data, and which of its labels."""
+
+    name: str = "digits"
+    root: str | None = None
+    labels: int | None = None
+    label_column: str | None = None
+
+
+class Resolved(_Strict):
+    """What the request came to on the machine of the run; a resumed run takes it over."""
+
+    steps: int
+    device: str
+    precision: str
+    compiled: bool | None
+    threads: int
+    fingerprint: str
+    versions: dict[str, str]
+
+
+class Config(_Strict):
+    """Everything needed to repeat a run."""
+
+    format: int = FORMAT
+    recipe: str
+    seed: int = pydantic.Field(default=0, ge=0)
+    epochs: int | None = pydantic.Field(default=None, ge=1)
+    steps: int | None = pydantic.Field(default=None, ge=1)
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    data: DataConfig = DataConfig()
+    options: dict[str, Any] = {}
+    resolved: Resolved | None = None
+
+    def to_toml(self) -> str:
+        """Returns the text that `from_toml` reads back."""
+        return tomli_w.dumps(
+            _writable(self.model_dump(exclude_none=True, exclude={"options"}) | {"options": self.options})
+        )
+
+
+def read_config(values: dict[str, Any], *, source: str) -> Config:
+    """Checks nested values, as read from a TOML file or the command line.
+
+    Raises:
+        ConfigError: if a key is unknown, a value is wrong, or the format is newer than this version's.
+    """
+    if isinstance(values.get("format"), int) and values["format"] > FORMAT:
+        raise ConfigError(f"{source} has format {values['format']}; this version of ppgen reads up to {FORMAT}")
+    try:
+        return Config(**values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{source}: '{key}': {first['msg'].lower()}; got {first['input']!r}") from error
+
+
+def from_toml(text: str, *, source: str) -> dict[str, Any]:
+    """Returns the values of a TOML text.
+
+    Raises:
+        ConfigError: if it is no TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is no TOML: {error}") from error
+
+
+def _writable(value: Any) -> Any:
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_writable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a run's bits depend on."""
+    from importlib.metadata import version
+
+    names = {"ppgen": "ppgen", "torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy"}
+    found = {"python": platform.python_version()}
+    for name, distribution in names.items():
+        try:
+            found[name] = version(distribution)
+        except ModuleNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def free_cores() -> int:
+    """Returns how many cores this process may really use now: allowed by affinity and quota, and not busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, math.floor(int(quota) / int(period)))) if quota != "max" else cores
+    except (OSError, ValueError):
+        pass
+    return max(1, cores - round(os.getloadavg()[0]))
+
+
+def threads_for(parameters: int, batch_size: int) -> int:
+    """Returns how many threads suit a step: small ones lose more by waiting for each other than they win."""
+    work = parameters * batch_size
+    suited = 1 if work < 2_000_000 else 2 if work < 50_000_000 else 8
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else min(suited, free_cores())

@@ -1,0 +1,344 @@
+"""Runs: a folder that holds everything needed to repeat, resume, judge and share one training."""
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppgen import data as datasets
+from ppgen.configuration import Config, Resolved, from_toml, read_config, threads_for, versions
+from ppgen.data import Dataset
+from ppgen.devices import choose_device
+from ppgen.errors import CheckpointError, ConfigError, DivergedError
+from ppgen.recipes import Entry, find
+from ppgen.storage import Checkpoint, RunFolder, pack, unpack
+from ppgen.training import Trainer
+
+REPORTS = 100
+"""How often a run reports, over its length."""
+CHECKPOINTS = 20
+"""How often it writes a checkpoint."""
+MOST_ROLLBACKS = 3
+
+Record = dict[str, Any]
+logger = logging.getLogger("ppgen")
+
+
+def resolve(config: Config, entry: Entry) -> Config:
+    """Returns the configuration with every default of the recipe filled in.
+
+    Raises:
+        ConfigError: if an option is unknown or has a wrong value.
+    """
+    options = dict(config.options)
+    if config.epochs is not None and "epochs" in entry.defaults():
+        options["epochs"] = config.epochs
+    data = config.data
+    if data.labels is None and data.name in datasets.names():
+        data = data.model_copy(update={"labels": entry.labels})
+    resolved = entry.resolve(data.name, options)
+    return config.model_copy(update={"options": resolved, "data": data})
+
+
+class Run:
+    """One training: its data, recipe, trainer, and (once it has one) its folder.
+
+    Make it with `create` or `open`; within ``with run.folder.lock():`` it may `train`.
+
+    Attributes:
+        config: everything needed to repeat it.
+        entry: the recipe by name.
+        recipe: model, guide, objective and settings.
+        data: as the recipe binarised it.
+        trainer: what holds the parameters.
+        folder: where it lives.
+        steps: how many it takes.
+        seconds: how long it has trained.
+    """
+
+    folder: RunFolder
+
+    def __init__(self, config: Config, entry: Entry, data: Dataset) -> None:
+        self.config, self.entry = config, entry
+        _seed(config.seed)
+        self.recipe = entry.build(data, config.options)
+        self.data = self.recipe.data or data
+        resolved = config.resolved
+        device = choose_device(resolved.device if resolved else config.device)
+        self.batches = self.recipe.batches(config.seed, device)
+        epochs = config.epochs or self.recipe.epochs
+        self.steps = config.steps or epochs * self.batches.steps_per_epoch
+        self.trainer = Trainer(
+            self.recipe.model,
+            self.recipe.guide,
+            self.recipe.objective,
+            self.recipe.optimizer(self.steps),
+            total_steps=self.steps,
+            average=self.recipe.average,
+            device=device,
+            precision=resolved.precision if resolved else config.precision,
+            compile=config.compile,
+            nonfinite="skip" if config.on_nan == "skip" else "raise",
+        )
+        self.seconds = 0.0
+        self._rollbacks = 0
+        self._set_up(resolved)
+
+    def _set_up(self, resolved: Resolved | None) -> None:
+        first = next(self.batches)
+        self.batches.position = 0
+        self.trainer.setup(first)
+        parameters = sum(leaf.numel() for leaf in self.trainer.leaves.values())
+        self.threads = resolved.threads if resolved else threads_for(parameters, self.recipe.batch_size)
+        torch.set_num_threads(self.threads)
+        if resolved is None:
+            self.trainer.plan(first)
+        else:
+            self.trainer.decide(resolved.compiled)
+
+    @classmethod
+    def create(cls, config: Config, out: str | Path | None = None) -> "Run":
+        """Builds a run from scratch and makes its folder; nothing is written unless all of it can be built.
+
+        Raises:
+            ConfigError: if the configuration is wrong or the folder exists.
+            DataError: if the data cannot be used.
+            StorageError: if the folder cannot be written.
+        """
+        entry = find(config.recipe)
+        config = resolve(config, entry)
+        data = load_data(config)
+        run = cls(config, entry, data)
+        run.config = config.model_copy(
+            update={
+                "resolved": Resolved(
+                    steps=run.steps,
+                    device=str(run.trainer.device),
+                    precision=run.trainer.precision,
+                    compiled=run.trainer.compiled,
+                    threads=run.threads,
+                    fingerprint=data.fingerprint,
+                    versions=versions(),
+                )
+            }
+        )
+        run.folder = RunFolder.create(out if out is not None else _new_folder(config))
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, *, recipe: str | None = None, data_root: str | Path | None = None) -> "Run":
+        """Rebuilds a run from its folder, with the newest valid checkpoint loaded.
+
+        Args:
+            path: the run folder.
+            recipe: names the user's own recipe again, since opening a folder runs no code that the folder names.
+            data_root: where data sets lie on this machine.
+
+        Raises:
+            CheckpointError: if the folder, its data or its checkpoints do not fit.
+        """
+        folder = RunFolder.open(path)
+        source = str(folder.path / "config.toml")
+        config = read_config(from_toml(folder.read_text("config.toml"), source=source), source=source)
+        resolved = config.resolved
+        if resolved is None:
+            raise CheckpointError(f"{source} is not that of a run: it has no [resolved] part")
+        if ":" in config.recipe and recipe is None:
+            raise ConfigError(f"this run's recipe is your own code: name it again with --recipe {config.recipe}")
+        entry = find(recipe or config.recipe)
+        if data_root is not None:
+            config.data.root = str(data_root)
+        data = load_data(config)
+        if data.fingerprint != resolved.fingerprint:
+            raise CheckpointError(
+                f"the data have changed since the run began: '{config.data.name}' has fingerprint"
+                f" {data.fingerprint[:12]}; expected {resolved.fingerprint[:12]}"
+            )
+        changed = [
+            f"{k} {v} became {versions().get(k)}" for k, v in resolved.versions.items() if versions().get(k) != v
+        ]
+        if changed:
+            logger.warning("versions have changed (%s): the run continues, but not bit for bit", ", ".join(changed))
+        config.options = entry.resolve(config.data.name, config.options)
+        run = cls(config, entry, data)
+        run.folder = folder
+        run.load()
+        return run
+
+    # ---------------------------------------------------------------------------------------------- checkpoints
+
+    def load(self) -> None:
+        """Loads the newest valid checkpoint; a run that has none yet starts from its beginning.
+
+        Raises:
+            CheckpointError: if there are checkpoints but no valid one, or it is of another recipe.
+        """
+        if not self.folder.checkpoints():
+            return
+        checkpoint = self.folder.load_checkpoint()
+        for sentence in checkpoint.skipped:
+            logger.warning("%s; step %d is used", sentence, checkpoint.step)
+        self._restore(checkpoint)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        meta = checkpoint.meta
+        if meta["recipe"] != self.config.recipe:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.step} of {self.folder.path} is of recipe '{meta['recipe']}';"
+                f" expected '{self.config.recipe}'"
+            )
+        self.trainer.load_state_dict(unpack(checkpoint.tensors, meta["state"]))
+        self.batches.position = meta["position"]
+        self.seconds = meta["seconds"]
+        self._metrics_size = meta["metrics_size"]
+
+    def save(self) -> Path:
+        """Writes a checkpoint of the present step.
+
+        Raises:
+            DivergedError: if a parameter is not finite; such a state is never written.
+            StorageError: if it cannot be written; older checkpoints stay.
+        """
+        self.trainer.check_finite()
+        for name, leaf in self.trainer.leaves.items():
+            if not leaf.isfinite().all():
+                raise DivergedError(f"parameter '{name}' is not finite at step {self.trainer.steps}")
+        tensors, state = pack(self.trainer.state_dict())
+        meta = {
+            "state": state,
+            "position": self.batches.position,
+            "seconds": self.seconds,
+            "recipe": self.config.recipe,
+            "metrics_size": self.folder.metrics_size,
+        }
+        return self.folder.save_checkpoint(self.trainer.steps, tensors, meta)
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def train(self, until: Callable[[], bool] = lambda: False) -> Iterator[Record]:
+        """Trains to the end, or until ``until()`` holds; saves a checkpoint at the end either way.
+
+        Yields:
+            What goes to ``metrics.jsonl``: step, epoch, losses, validation measures, seconds, images_per_second.
+
+        Raises:
+            DivergedError: if a step was not finite (under "rollback", after three roll-backs).
+            StorageError: if the folder cannot be written.
+        """
+        if not self.folder.checkpoints():
+            self.folder.write_text("config.toml", self.config.to_toml())
+            self.folder.truncate_metrics(0)
+        else:
+            self.folder.truncate_metrics(self._metrics_size)
+        every = max(1, self.steps // REPORTS)
+        between = every * max(1, REPORTS // CHECKPOINTS)
+        while self.trainer.steps < self.steps and not until():
+            try:
+                yield from self._window(every, until)
+                if self.trainer.steps % between == 0:
+                    self.save()
+            except DivergedError as error:
+                self._roll_back(error)
+        self.save()
+
+    def _window(self, every: int, until: Callable[[], bool]) -> Iterator[Record]:
+        count = min(every - self.trainer.steps % every, self.steps - self.trainer.steps)
+        before, start = self.batches.position, time.perf_counter()
+        for metrics in self.trainer.fit(self.batches, steps=count, every=count, until=until):
+            seconds = time.perf_counter() - start
+            self.seconds += seconds
+            rows = (self.batches.position - before) * self.recipe.rows_per_batch
+            record: Record = {**metrics, "epoch": self.trainer.steps / self.batches.steps_per_epoch}
+            record |= self._validated() | {"seconds": self.seconds, "images_per_second": rows / seconds}
+            self.folder.append_metrics(record)
+            yield record
+
+    def _validated(self) -> Record:
+        from ppgen.evaluation.validation import validated
+
+        return validated(self.trainer, self.data)
+
+    def _roll_back(self, error: DivergedError) -> None:
+        if self.config.on_nan != "rollback" or self._rollbacks >= MOST_ROLLBACKS or not self.folder.checkpoints():
+            raise error
+        self._rollbacks += 1
+        self.load()
+        self.folder.truncate_metrics(self._metrics_size)
+        self.trainer.scale_learning_rate(0.5**self._rollbacks)
+        logger.warning("%s; back to step %d with half the learning rate", error, self.trainer.steps)
+
+    # ------------------------------------------------------------------------------------------------- judgement
+
+    def result(self, *, particles: int | None = None, measures: tuple[str, ...] = ("nll", "accuracy")) -> Record:
+        """Judges the run on its test rows: the document that ``--json`` prints."""
+        from ppgen import evaluation
+
+        count = particles or self.recipe.particles
+        judged = evaluation.evaluate(self.trainer, self.data.test, particles=count, measures=measures)
+        document: Record = {
+            "run": str(self.folder.path),
+            "recipe": self.config.recipe,
+            "data": self.config.data.name,
+            "labels": self.config.data.labels,
+            "seed": self.config.seed,
+            "steps": self.trainer.steps,
+            "seconds": round(self.seconds, 3),
+            "compiled": bool(self.trainer.compiled),
+            "test": judged.as_dict(),
+        }
+        if judged.accuracy is not None:
+            found = evaluation.baselines(self.data)
+            document["baselines"] = {name: proportion.as_dict() for name, proportion in found.items()}
+        return document
+
+    def write_pictures(self) -> list[Path]:
+        """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into the folder."""
+        from ppgen.evaluation import pictures
+
+        paths = [self.folder.path / f"{name}.png" for name in ("samples", "reconstructions", "training")]
+        pictures.samples(self.trainer, self.data, paths[0])
+        pictures.reconstructions(self.trainer, self.data, paths[1])
+        pictures.training(self.folder.metrics(), paths[2])
+        return paths
+
+    def judge(self) -> Record:
+        """Judges the finished run, draws its pictures and keeps the result as ``result.json``."""
+        document = self.result()
+        self.write_pictures()
+        self.folder.write_text("result.json", json.dumps(document, indent=2) + "\n")
+        return document
+
+
+def load_run(path: str | Path, *, recipe: str | None = None, data_root: str | Path | None = None) -> Run:
+    """Opens a run folder: see `Run.open`."""
+    return Run.open(path, recipe=recipe, data_root=data_root)
+
+
+def load_data(config: Config) -> Dataset:
+    """Loads the data set of a configuration."""
+    data = config.data
+    return datasets.load(
+        data.name, data_root=data.root, labels=data.labels, label_column=data.label_column, seed=config.seed
+    )
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _new_folder(config: Config) -> Path:
+    recipe = config.recipe.rpartition(":")[2]
+    stem = f"{recipe}-{Path(config.data.name).stem}-{config.seed}"
+    for number in range(1, 10_000):
+        path = Path("runs", stem if number == 1 else f"{stem}-{number}")
+        if not path.exists():
+            return path
+    raise ConfigError(f"there are 10,000 runs named runs/{stem}: choose another --out")
