@@ -30,4 +30,4 @@ class Label(nn.Module):
         """The program: sites ``y`` and ``z`` in the plate ``data``; an objective conditions ``y`` where it is known."""
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Categorical(logits=self.classifier(x)))
-            pyro.sample("z", diagonal(self.encoder(x, one_hot(y, self.classes))))
+            pyro.sample("z", diagonal(self.encoder(x, one_hot(y, self.classes).to(x.dtype))))

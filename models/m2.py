@@ -39,5 +39,5 @@ class M2(nn.Module):
         with pyro.plate("data", len(x)):
             y = pyro.sample("y", dist.Categorical(logits=self.logits), obs=y)
             z = pyro.sample("z", dist.Normal(self.loc, self.scale).to_event(1))
-            features = self.decoder(z, one_hot(y, self.classes))
+            features = self.decoder(z, one_hot(y, self.classes).to(z.dtype))
             pyro.sample("x", self.likelihood(features), obs=self.likelihood.prepare(x))

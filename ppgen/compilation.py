@@ -7,6 +7,7 @@ buffers, optimizer state) are recorded as constants; here they become inputs of 
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 Function = Callable[..., Sequence[Tensor]]
+
+LIBRARIES = ("/torch/", "/pyro/", "/unittest/", "/contextlib.py", "/functools.py")
+"""Parts of the paths of files that hold no statement of the user's."""
 
 
 class CompileError(Exception):
@@ -162,7 +166,7 @@ def _reason(error: Exception) -> str:
 
 
 def _users_statement(error: Exception) -> str | None:
-    libraries = ("/torch/", "/pyro/", "/ppgen/", "/unittest/", "/contextlib.py", "/functools.py")
+    libraries = (*LIBRARIES, f"{Path(__file__).parent}/")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.line and not any(part in frame.filename for part in libraries):
             return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}: {frame.line}"

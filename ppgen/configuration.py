@@ -1,9 +1,11 @@
 """What a run is asked to do, what that came to, and the text form of both."""
 
+import difflib
 import math
 import os
 import platform
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +78,63 @@ def read_config(values: dict[str, Any], *, source: str) -> Config:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            fields = DataConfig.model_fields if key.startswith("data.") else Config.model_fields
+            near = difflib.get_close_matches(str(first["loc"][-1]), fields, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(fields)}"
+            raise ConfigError(f"{source}: there is no key '{key}': {hint}") from error
         raise ConfigError(f"{source}: '{key}': {first['msg'].lower()}; got {first['input']!r}") from error
+
+
+def read_request(file: Path | None, typed: Mapping[str, Any], options: Sequence[str]) -> Config:
+    """Reads what the user asks for: a file, what was typed over it, and ``KEY=VALUE`` after ``--set`` over both.
+
+    Args:
+        file: a TOML file, such as ``--print-config`` prints.
+        typed: values as `Config` has them, None where nothing was typed.
+        options: the texts after ``--set``.
+
+    Raises:
+        ConfigError: if a key or value is wrong, or no recipe is named.
+    """
+    typed = {key: value for key, value in typed.items() if value is not None}
+    if {"epochs", "steps"} <= typed.keys():
+        raise ConfigError("--epochs and --steps exclude each other: give one of them")
+    try:
+        values = from_toml(file.read_text(), source=str(file)) if file else {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is no text") from error
+    recipe = typed.get("recipe", values.get("recipe"))
+    if recipe is None:
+        raise ConfigError("name a RECIPE: one that `ppgen list` shows, or your own as my_model.py:recipe")
+    if ":" in str(recipe) and "recipe" not in typed:
+        raise ConfigError(f"the recipe of {file} is code: name it on the command line too, ppgen train {recipe} ...")
+    return read_config(merge(values, typed, _typed_options(options)), source=str(file or "the command line"))
+
+
+def _typed_options(texts: Sequence[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for (key, separator, _), text in zip(pairs, texts, strict=True):
+        if not key.strip() or not separator:
+            raise ConfigError(f"expected --set KEY=VALUE; got '{text}'")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def merge(file: Mapping[str, Any], typed: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays what was typed over the values of a file, and ``--set`` over both.
+
+    The file may be that of a run: what that run came to on its machine is left out.
+
+    >>> merge({"recipe": "vae", "steps": 9, "data": {"name": "usps"}}, {"epochs": 2, "data": {"root": "d"}}, {})
+    {'recipe': 'vae', 'data': {'name': 'usps', 'root': 'd'}, 'epochs': 2, 'options': {}}
+    """
+    length = {"epochs", "steps"}
+    dropped = {"resolved"} | (length if length & typed.keys() or "epochs" in options else set())
+    merged = {key: value for key, value in file.items() if key not in dropped} | dict(typed)
+    for key, values in (("data", typed.get("data", {})), ("options", options)):
+        if isinstance(file.get(key, {}), dict):  # else it is wrong, which `read_config` says
+            merged[key] = {**file.get(key, {}), **values}
+    return merged
 
 
 def from_toml(text: str, *, source: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ class Optimizer:
     clip: float | None = None
 
 
+OptimizerLike = Optimizer | OptimizerFactory | Mapping[str, Optimizer | OptimizerFactory] | None
+
+
 class Player:
     """The leaves of one player with their optimizer; losses of other players never move them."""
 
@@ -42,7 +45,11 @@ class Player:
             raise ConfigError(f"player '{name}' has nothing to train: model, guide and objective have no parameters")
         self.leaves = leaves
         self.clip = optimizer.clip
-        self.optimizer = optimizer.factory(list(leaves.values()))
+        made: Any = optimizer.factory(list(leaves.values())) if callable(optimizer.factory) else None
+        if not isinstance(made, torch.optim.Optimizer):
+            kind = type(optimizer.factory).__name__
+            raise ConfigError(f"expected a factory, functools.partial(torch.optim.Adam, lr=1e-3) say; got a {kind}")
+        self.optimizer: torch.optim.Optimizer = made
         for group in self.optimizer.param_groups:
             # a tensor, so that a compiled step reads the learning rate instead of freezing it
             group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=next(iter(leaves.values())).device)
@@ -56,7 +63,10 @@ class Player:
     def norm(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """Returns the Euclidean norm of all gradients."""
         norms = [torch.linalg.vector_norm(g.float()) for g in gradients if g is not None]
-        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+        if not norms:
+            return next(iter(self.leaves.values())).new_zeros(())
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def update(self, gradients: Sequence[Tensor | None], norm: Tensor) -> None:
         """Takes one optimizer step with the (clipped) gradients."""
@@ -102,8 +112,10 @@ class Player:
         """Restores `state_dict`, in place.
 
         Raises:
-            CheckpointError: if the names or shapes of the leaves are not the same.
+            CheckpointError: if the names or shapes of the leaves, or the kind of optimizer, are not the same.
         """
+        if (self.schedule is None) != (state["schedule"] is None):
+            raise CheckpointError("the checkpoint is of another optimizer: only one of the two has a schedule")
         copy_into(self.leaves, state["leaves"])
         lr = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -113,6 +125,79 @@ class Player:
             group["lr"] = tensor
         if self.schedule:
             self.schedule.load_state_dict(state["schedule"])
+
+
+def make_players(groups: Mapping[str, dict[str, Tensor]], optimizer: OptimizerLike) -> dict[str, Player]:
+    """Returns the players of an objective.
+
+    Args:
+        groups: leaf tensors by name, by player.
+        optimizer: one for all players, or a dict of them by player.
+
+    Raises:
+        ConfigError: if a tensor has two players, a player has no tensors, or there is no optimizer for it.
+    """
+    owners: dict[int, str] = {}
+    for player, leaves in groups.items():
+        for name, leaf in leaves.items():
+            if id(leaf) in owners:
+                raise ConfigError(f"'{name}' belongs to two players: {owners[id(leaf)]} and {player}")
+            owners[id(leaf)] = player
+    if isinstance(optimizer, Mapping) and (unknown := sorted(optimizer.keys() - groups.keys())):
+        raise ConfigError(f"there is an optimizer for '{unknown[0]}'; players are {', '.join(groups)}")
+    return {name: Player(name, leaves, _optimizer_of(name, optimizer)) for name, leaves in groups.items()}
+
+
+def _optimizer_of(player: str, optimizer: OptimizerLike) -> Optimizer:
+    if isinstance(optimizer, Mapping):
+        if player not in optimizer:
+            raise ConfigError(f"no optimizer for player '{player}'; there are {', '.join(optimizer)}")
+        optimizer = optimizer[player]
+    if optimizer is None:
+        return Optimizer()
+    return optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
+
+
+class Average:
+    """An exponential average of leaves.
+
+    Args:
+        decay: share of the old average that a step keeps, once the average is no longer young; None for no average.
+
+    Attributes:
+        tensors: the average by name; empty without one.
+    """
+
+    def __init__(self, decay: float | None) -> None:
+        if decay is not None and not 0 <= decay < 1:
+            raise ConfigError(f"expected 0 <= average < 1; got {decay}")
+        self.decay = decay
+        self.tensors: dict[str, Tensor] = {}
+
+    def start(self, leaves: Mapping[str, Tensor]) -> None:
+        """Begins at the leaves."""
+        if self.decay is not None:
+            self.tensors = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+
+    def follow(self, players: Iterable[Player], step: Tensor, finite: Tensor) -> None:
+        """Moves towards the leaves of ``players``, unless ``finite`` is false."""
+        if self.decay is None:
+            return
+        # a young average follows quickly, or it would remember the initial weights
+        weight = torch.clamp(9.0 / (10.0 + step), min=1 - self.decay) * finite
+        for player in players:
+            for name, leaf in player.leaves.items():
+                self.tensors[name].lerp_(leaf.detach(), weight.to(leaf.dtype))
+
+    @contextlib.contextmanager
+    def replacing(self, leaves: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it, the leaves have the values of the average."""
+        saved = {name: leaves[name].detach().clone() for name in self.tensors}
+        try:
+            copy_into({name: leaves[name] for name in saved}, self.tensors)
+            yield
+        finally:
+            copy_into({name: leaves[name] for name in saved}, saved)
 
 
 def copy_into(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Runs: a folder that holds everything needed to repeat, resume, judge and share one training."""
 
+import functools
 import json
 import logging
 import random
@@ -69,6 +70,7 @@ class Run:
         _seed(config.seed)
         self.recipe = entry.build(data, config.options)
         self.data = self.recipe.data or data
+        self._loaded = data
         resolved = config.resolved
         device = choose_device(resolved.device if resolved else config.device)
         self.batches = self.recipe.batches(config.seed, device)
@@ -113,6 +115,8 @@ class Run:
         """
         entry = find(config.recipe)
         config = resolve(config, entry)
+        path = out if out is not None else _new_folder(config)
+        RunFolder(path).refuse_content()  # at once, not after minutes of loading
         data = load_data(config)
         run = cls(config, entry, data)
         run.config = config.model_copy(
@@ -128,7 +132,7 @@ class Run:
                 )
             }
         )
-        run.folder = RunFolder.create(out if out is not None else _new_folder(config))
+        run.folder = RunFolder.create(path)
         return run
 
     @classmethod
@@ -278,6 +282,7 @@ class Run:
     def result(self, *, particles: int | None = None, measures: tuple[str, ...] = ("nll", "accuracy")) -> Record:
         """Judges the run on its test rows: the document that ``--json`` prints."""
         from ppgen import evaluation
+        from ppgen.evaluation.baselines import baselines
 
         count = particles or self.recipe.particles
         judged = evaluation.evaluate(self.trainer, self.data.test, particles=count, measures=measures)
@@ -293,19 +298,28 @@ class Run:
             "test": judged.as_dict(),
         }
         if judged.accuracy is not None:
-            found = evaluation.baselines(self.data)
+            found = baselines(self._loaded)  # intensities where the model was given binary draws of them
             document["baselines"] = {name: proportion.as_dict() for name, proportion in found.items()}
         return document
 
     def write_pictures(self) -> list[Path]:
-        """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into the folder."""
+        """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into the folder; returns those drawn."""
         from ppgen.evaluation import pictures
 
-        paths = [self.folder.path / f"{name}.png" for name in ("samples", "reconstructions", "training")]
-        pictures.samples(self.trainer, self.data, paths[0])
-        pictures.reconstructions(self.trainer, self.data, paths[1])
-        pictures.training(self.folder.metrics(), paths[2])
-        return paths
+        drawings: dict[str, Callable[[Path], None]] = {
+            "samples.png": functools.partial(pictures.samples, self.trainer, self.data),
+            "reconstructions.png": functools.partial(pictures.reconstructions, self.trainer, self.data),
+            "training.png": functools.partial(pictures.training, self.folder.metrics()),
+        }
+        drawn = []
+        for name, draw in drawings.items():
+            try:
+                draw(self.folder.path / name)
+            except ConfigError as error:  # a model of other data than x has nothing to show
+                logger.warning("no %s: %s", name, error)
+            else:
+                drawn.append(self.folder.path / name)
+        return drawn
 
     def judge(self) -> Record:
         """Judges the finished run, draws its pictures and keeps the result as ``result.json``."""

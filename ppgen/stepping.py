@@ -1,6 +1,7 @@
 """Whether and how the phases of a step run compiled."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -57,6 +58,17 @@ class Stepper:
         self.mode = mode
         self.compiled: bool | None = {"auto": None, "on": True, "off": False}[mode]
         self._functions: dict[int, _CompiledPhase] = {}
+        self._usual: dict[int, str] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the decision, and of what shape the batches are that run compiled."""
+        return {"compiled": self.compiled, "usual": dict(self._usual)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over the decision of an earlier part of the run, and forgets functions of other tensors."""
+        self.resume(state["compiled"])
+        self._usual = dict(state["usual"])
+        self._functions.clear()
 
     def resume(self, compiled: bool | None) -> None:
         """Takes over the decision of an earlier part of the run."""
@@ -70,21 +82,17 @@ class Stepper:
         if steps is None:
             self.compiled = False
             return
-        seconds, operations = 0.0, 0
         with preserved(state):
-            for phase in phases:
-                phase(batch)
-                start = time.perf_counter()
-                for _ in range(3):
-                    phase(batch)
-                seconds += (time.perf_counter() - start) / 3
-                try:
-                    operations += len(record(*_flat(phase, batch)[:2]))
-                except CompileError as error:
-                    self._stay_eager(str(error))
-                    return
-        cost = estimated_seconds(operations)
-        self.compiled = cost < LONGEST_COMPILATION and cost < SAVED_SHARE * seconds * steps
+            saved = SAVED_SHARE * steps * sum(_seconds(phase, batch) for phase in phases)
+            if saved < estimated_seconds(0):
+                self.compiled = False
+                return
+            try:
+                operations = sum(len(record(*_flat(phase, batch)[:2])) for phase in phases)
+            except CompileError as error:
+                self._stay_eager(str(error))
+                return
+        self.compiled = estimated_seconds(operations) < min(LONGEST_COMPILATION, saved)
 
     def run(self, index: int, phase: Phase, batch: Any, state: Sequence[Tensor], *, step: int) -> dict[str, Tensor]:
         """Runs one phase on one batch, the ``step``-th time.
@@ -94,14 +102,16 @@ class Stepper:
         Raises:
             ConfigError: if the phase cannot be compiled and the mode is "on".
         """
-        if self.compiled and step > 1 and index not in self._functions:
+        signature = _signature(batch)
+        # a batch of another shape (the last of an epoch, say) is not worth a compilation of its own
+        usual = signature == self._usual.setdefault(index, signature)
+        if self.compiled and usual and step > 1 and index not in self._functions:
             try:
                 self._functions[index] = _CompiledPhase(phase, batch, state)
             except CompileError as error:
                 self._stay_eager(str(error))
         function = self._functions.get(index)
-        # a batch of another shape (the last of an epoch, say) is not worth a compilation of its own
-        if function is None or step == 1 or function.signature != _signature(batch):
+        if function is None or step == 1 or not usual:
             return phase(batch)
         if step not in CHECKED_STEPS:
             return function(batch)
@@ -134,7 +144,6 @@ class _CompiledPhase:
 
     def __init__(self, phase: Phase, batch: Any, state: Sequence[Tensor]) -> None:
         function, tensors, self.names = _flat(phase, batch)
-        self.signature = _signature(batch)
         self.function = compile_function(function, tensors, state)
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
@@ -157,9 +166,18 @@ def _flat(phase: Phase, batch: Any) -> tuple[Function, list[Tensor], list[str]]:
     return function, [x for x in flat if isinstance(x, Tensor)], names
 
 
-def _signature(batch: Any) -> Any:
-    flat, spec = pytree.tree_flatten(batch)
-    return spec, [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in flat]
+def _signature(batch: Any) -> str:
+    paths, _ = pytree.tree_flatten_with_path(batch)
+    kinds = [(path, f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else repr(x)) for path, x in paths]
+    return ", ".join(f"{pytree.keystr(path)} {kind}" for path, kind in kinds)
+
+
+def _seconds(phase: Phase, batch: Any) -> float:
+    phase(batch)
+    start = time.perf_counter()
+    for _ in range(3):
+        phase(batch)
+    return float(time.perf_counter() - start) / 3
 
 
 def _difference(
@@ -174,11 +192,7 @@ def _difference(
         one, two = results[name].double(), value.double()
         if not torch.allclose(one, two, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
             return f"compiled and eager disagree in '{name}' ({one.item():.6g} against {two.item():.6g})"
-    moves = [
-        (a.double() - b.double(), e.double() - b.double()) for a, b, e in zip(after, before, expected, strict=True)
-    ]
-    size = sum(float(e.square().sum()) for _, e in moves) ** 0.5
-    apart = sum(float((a - e).square().sum()) for a, e in moves) ** 0.5
+    size, apart = _distance(expected, before), _distance(after, expected)
     if apart > MOVE_TOLERANCE * size:
         return f"compiled and eager move the parameters differently (by {apart:.3g} of {size:.3g})"
     return None
@@ -186,4 +200,4 @@ def _difference(
 
 @torch.no_grad()
 def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    return sum(float((a.double() - b.double()).square().sum()) for a, b in zip(ones, others, strict=True)) ** 0.5
+    return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in zip(ones, others, strict=True)))

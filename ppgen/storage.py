@@ -75,7 +75,7 @@ class RunFolder:
         folder = cls(path)
         remedy = "choose another --out"
         with storage_errors(folder.path, remedy):
-            folder._refuse_content()
+            folder.refuse_content()
             folder.path.mkdir(parents=True, exist_ok=True)
         with folder.lock(), storage_errors(folder.path, remedy):
             replace_file(folder.path / f"{TEMPORARY}probe", b"probe").unlink()
@@ -112,7 +112,7 @@ class RunFolder:
             with storage_errors(self.path, remedy):
                 _flock(descriptor, self.path)
                 if self._fresh:
-                    self._refuse_content()
+                    self.refuse_content()
                 self._fresh = False
                 self._clean()
             yield
@@ -292,7 +292,12 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             sync(self.path / _METRICS)
 
-    def _refuse_content(self) -> None:
+    def refuse_content(self) -> None:
+        """Checks that no run, and nothing else, is in the folder.
+
+        Raises:
+            ConfigError: it exists and is not empty, or is a file.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"expected a folder for the run; got the file {self.path}: choose another --out")
         names = os.listdir(self.path) if self.path.exists() else []

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 from ppgen import compilation, devices, programs
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.objectives import Objective, as_objective
-from ppgen.players import Optimizer, OptimizerFactory, Player, copy_into
+from ppgen.players import Average, OptimizerLike, Player, copy_into, make_players
 from ppgen.programs import Batch, Program
 from ppgen.stepping import Compile, Stepper
+from ppgen.streams import stream
 
 Metrics = dict[str, float]
 Scalars = dict[str, Tensor]
@@ -68,7 +69,7 @@ class Trainer:
         model: Program,
         guide: Program,
         objective: Any,
-        optimizer: Optimizer | OptimizerFactory | Mapping[str, Optimizer | OptimizerFactory] | None = None,
+        optimizer: OptimizerLike = None,
         *,
         total_steps: int | None = None,
         average: float | None = None,
@@ -77,31 +78,28 @@ class Trainer:
         compile: Compile = "auto",
         nonfinite: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if average is not None and not 0 <= average < 1:
-            raise ConfigError(f"expected 0 <= average < 1; got {average}")
         self.device = devices.choose_device(device)
         self.precision = devices.choose_precision(precision)
         self.model, self.guide = model, guide
         self.objective: Objective = as_objective(objective).to(self.device)
         self.objective.share_clock()
+        self.objective.step.zero_()
         for module in (*programs.modules_of(model), *programs.modules_of(guide)):
             module.to(self.device)
         self.total_steps = total_steps
+        self._horizon = total_steps
         self.nonfinite = nonfinite
         self.steps = 0
         self.skipped = 0
-        self._optimizer = Optimizer() if optimizer is None else optimizer
-        self._decay = average
+        self._optimizer = optimizer
         self._phases = tuple(self.objective.phases())
         self._store = programs.Store()
         self._players: dict[str, Player] = {}
-        self._average: dict[str, Tensor] = {}
+        self._average = Average(average)
         self._buffers: dict[str, Tensor] = {}
         self._stepper = Stepper(compile)
         self._pending: dict[str, Any] | None = None
-        self._unchecked: list[tuple[int, Batch, Tensor, Tensor]] = []
-
-    # ------------------------------------------------------------------------------------------------ set-up
+        self._unchecked: list[tuple[int, int, Batch, Tensor, Tensor]] = []
 
     @property
     def param_store(self) -> ParamStoreDict:
@@ -127,21 +125,19 @@ class Trainer:
         if self._players:
             return
         batch = self._placed(batch)
+        parts: dict[str, Program] = {"model": self.model, "guide": self.guide, "objective": self.objective}
+        kept = list(programs.buffers(parts).values())
+        saved = [tensor.clone() for tensor in kept]
         with self._store.active():
             self.objective.setup(self.model, self.guide, batch)
-            players = self.objective.players(self.model, self.guide, batch)
-        owners: dict[int, str] = {}
-        for player, leaves in players.items():
-            for name, leaf in leaves.items():
-                if id(leaf) in owners:
-                    raise ConfigError(f"'{name}' belongs to two players: {owners[id(leaf)]} and {player}")
-                owners[id(leaf)] = player
-        self._players = {name: Player(name, leaves, self._optimizer_of(name)) for name, leaves in players.items()}
-        parts: dict[str, Program] = {"model": self.model, "guide": self.guide, "objective": self.objective}
-        clock = self.objective.step
-        self._buffers = {k: v for k, v in programs.buffers(parts).items() if id(v) not in owners and v is not clock}
-        if self._decay is not None:
-            self._average = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+            groups = self.objective.players(self.model, self.guide, batch)
+        # the statistics of a batch normalisation, say, do not count this run
+        compilation.restore(kept, saved)
+        self._players = make_players(groups, self._optimizer)
+        programs.report_untrained_modules(self.leaves.values(), self.model, self.guide)
+        own = {id(tensor) for tensor in (*self.leaves.values(), self.objective.step)}
+        self._buffers = {name: tensor for name, tensor in programs.buffers(parts).items() if id(tensor) not in own}
+        self._average.start(self.leaves)
         if self._pending is not None:
             self.load_state_dict(self._pending)
             self._pending = None
@@ -154,7 +150,7 @@ class Trainer:
         self.setup(batch)
         random_states = devices.all_random_states()
         phases = [functools.partial(self._advance, index) for index in range(len(self._phases))]
-        remaining = None if self.total_steps is None else self.total_steps - self.steps
+        remaining = None if self._horizon is None else self._horizon - self.steps
         with self._ready():
             self._stepper.plan(phases, self._placed(batch), [*self._state(), self.objective.step], remaining)
         devices.set_all_random_states(random_states)
@@ -171,22 +167,12 @@ class Trainer:
         for player in self._players.values():
             player.scale_learning_rate(factor)
 
-    def _optimizer_of(self, player: str) -> Optimizer:
-        chosen = self._optimizer
-        if isinstance(chosen, Mapping):
-            if player not in chosen:
-                raise ConfigError(f"no optimizer for player '{player}'; there are {', '.join(chosen)}")
-            chosen = chosen[player]
-        return chosen if isinstance(chosen, Optimizer) else Optimizer(chosen)
-
     def _state(self) -> list[Tensor]:
         players = [tensor for player in self._players.values() for tensor in player.state()]
-        return [*players, *self._average.values(), *self._buffers.values()]
+        return [*players, *self._average.tensors.values(), *self._buffers.values()]
 
     def _placed(self, batch: Batch) -> Batch:
         return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch)
-
-    # -------------------------------------------------------------------------------------------------- steps
 
     def fit(
         self,
@@ -211,14 +197,14 @@ class Trainer:
         if steps is None and self.total_steps is not None:
             steps = self.total_steps - self.steps
         if self.total_steps is None and steps is not None:
-            self.total_steps = self.steps + steps
-        stream = _stream(batches, endless=steps is not None)
+            self._horizon = self.steps + steps
+        drawn = stream(batches, endless=steps is not None)
         recent: list[dict[str, Tensor]] = []
         for count in itertools.count(1) if steps is None else range(1, steps + 1):
             if until():
                 break
             try:
-                recent.append(self.step(stream))
+                recent.append(self.step(drawn))
             except StopIteration:
                 break
             if len(recent) == every or count == steps:
@@ -240,12 +226,15 @@ class Trainer:
             tensors on the device.
 
         Raises:
-            DivergedError: if a loss or gradient is not finite; the state is that before the step.
+            DivergedError: if a loss or gradient is not finite; the state is that before the phase it belongs to.
+            StopIteration: if there are not enough batches left; nothing has changed.
         """
         results: dict[str, Tensor] = {}
-        for index in range(len(self._phases)):
-            batch = self._placed(next(batches))
-            self.setup(batch)
+        drawn = [self._placed(next(batches)) for _ in self._phases]
+        self.setup(drawn[0])
+        if self.compiled is None and self.steps > 0:
+            self.plan(drawn[0])
+        for index, batch in enumerate(drawn):
             results |= self._run(index, batch)
         self.steps += 1
         self.objective.step.add_(1)
@@ -259,7 +248,7 @@ class Trainer:
         with self._ready():
             advance = functools.partial(self._advance, index)
             results = self._stepper.run(index, advance, batch, self._state(), step=self.steps + 1)
-        self._unchecked.append((index, batch, before, results.pop("finite")))
+        self._unchecked.append((self.steps + 1, index, batch, before, results.pop("finite")))
         # on a CPU looking costs nothing; a GPU is not made to wait
         if self.device.type == "cpu" or len(self._unchecked) >= 50:
             self.check_finite()
@@ -281,6 +270,8 @@ class Trainer:
         losses, metrics = self._phases[index](self.model, self.guide, batch)
         gradients: dict[str, list[Tensor | None]] = {}
         for position, (player, loss) in enumerate(losses.items(), start=1):
+            if player not in self._players:
+                raise ConfigError(f"there is a loss for '{player}'; players are {', '.join(self._players)}")
             if not loss.requires_grad:
                 raise ConfigError(f"the loss of player '{player}' depends on no parameter")
             leaves = list(self._players[player].leaves.values())
@@ -290,8 +281,8 @@ class Trainer:
 
     def _advance(self, index: int, batch: Batch) -> dict[str, Tensor]:
         """Runs one phase: losses, gradients, updates. A step that is not finite changes nothing."""
-        # on a CPU a look at a value costs nothing, unless the step is being recorded
-        masked = torch.compiler.is_compiling() or self.device.type != "cpu"
+        # on a CPU a look is free, unless the step is being recorded; at first there are no moments yet to be kept
+        masked = torch.compiler.is_compiling() or (self.device.type != "cpu" and self.steps > 0)
         buffers = {name: tensor.clone() for name, tensor in self._buffers.items()}
         losses, gradients, metrics = self._losses(index, batch)
         with torch.no_grad():
@@ -304,24 +295,12 @@ class Trainer:
                     self._players[player].update(g, norms[player])
                 for tensor, old in zip(moved, saved, strict=True):
                     tensor.copy_(torch.where(finite, tensor, old))
-                self._move_average(losses, finite)
+                self._average.follow([self._players[player] for player in losses], self.objective.step, finite)
             for name, tensor in self._buffers.items():
                 tensor.copy_(torch.where(finite, tensor, buffers[name]))
         results = {_label("loss", player): loss.detach() for player, loss in losses.items()}
         results |= {_label("gradient_norm", player): norm for player, norm in norms.items()}
         return results | metrics | {"finite": finite}
-
-    def _move_average(self, losses: Iterable[str], finite: Tensor) -> None:
-        if self._decay is None:
-            return
-        step = self.objective.step
-        # a young average follows quickly, or it would remember the initial weights
-        weight = torch.clamp(9.0 / (10.0 + step), min=1 - self._decay) * finite
-        for player in losses:
-            for name, leaf in self._players[player].leaves.items():
-                self._average[name].lerp_(leaf.detach(), weight)
-
-    # ---------------------------------------------------------------------------------------------- divergence
 
     def check_finite(self) -> None:
         """Looks whether the steps since the last look were finite.
@@ -330,10 +309,9 @@ class Trainer:
             DivergedError: if one was not, naming step, site and rows (under "skip" it is only counted).
         """
         unchecked, self._unchecked = self._unchecked, []
-        for position, (index, batch, random_state, finite) in enumerate(unchecked):
+        for step, index, batch, random_state, finite in unchecked:
             if finite:
                 continue
-            step = self.steps + 1 - (len(unchecked) - position - 1) // len(self._phases)
             where = self._explain(index, batch, random_state)
             if self.nonfinite == "raise":
                 raise DivergedError(f"the loss is not finite at step {step}: {where}")
@@ -357,34 +335,30 @@ class Trainer:
         finally:
             devices.set_random_state(self.device, now)
 
-    # -------------------------------------------------------------------------------------------------- use
-
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within it, the pair runs as evaluation wants it: averaged weights, evaluation mode, its own store."""
-        leaves = self.leaves
-        saved = [leaf.detach().clone() for leaf in leaves.values()] if self._average else []
-        programs.set_training((self.model, self.guide), training=False)
-        try:
-            if self._average:
-                compilation.restore(list(leaves.values()), list(self._average.values()))
-            with self._store.active(), programs.quiet(), torch.no_grad():
-                yield
-        finally:
-            if self._average:
-                compilation.restore(list(leaves.values()), saved)
-            programs.set_training((self.model, self.guide), training=True)
+        with (
+            programs.evaluation_mode(self.model, self.guide),
+            self._average.replacing(self.leaves),
+            self._store.active(),
+            programs.quiet(),
+            torch.no_grad(),
+        ):
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the next step depends on, random streams included: nested dicts of tensors and numbers."""
+        if self._pending is not None:
+            return self._pending
         own = {id(leaf) for leaf in self.leaves.values()}
         extra = {k: v for k, v in self._store.unconstrained().items() if id(v) not in own}
         return {
             "steps": self.steps,
             "skipped": self.skipped,
-            "compiled": self.compiled,
+            "stepper": self._stepper.state_dict(),
             "players": {name: player.state_dict() for name, player in self._players.items()},
-            "average": {name: tensor.clone() for name, tensor in self._average.items()},
+            "average": {name: tensor.clone() for name, tensor in self._average.tensors.items()},
             "buffers": {name: tensor.detach().clone() for name, tensor in self._buffers.items()},
             # what Pyro's own ELBOs keep there, such as running baselines
             "store": {name: tensor.detach().clone() for name, tensor in extra.items()},
@@ -397,6 +371,7 @@ class Trainer:
         Raises:
             CheckpointError: if the state is of another program.
         """
+        self.steps, self.skipped = state["steps"], state["skipped"]
         if not self._players:
             self._pending = state
             return
@@ -407,24 +382,13 @@ class Trainer:
             )
         for name, player in self._players.items():
             player.load_state_dict(state["players"][name])
-        copy_into(self._average, state["average"])
+        copy_into(self._average.tensors, state["average"])
         copy_into(self._buffers, state["buffers"])
         self._store.add(state["store"], self.device)
-        self.steps, self.skipped = state["steps"], state["skipped"]
         self.objective.step.fill_(self.steps)
-        self._stepper.resume(state["compiled"])
+        self._stepper.load_state_dict(state["stepper"])
         devices.set_all_random_states(state["random"])
 
 
 def _label(name: str, player: str) -> str:
     return name if player == "all" else f"{name}/{player}"
-
-
-def _stream(batches: Iterable[Batch] | Batch, *, endless: bool) -> Iterator[Batch]:
-    if isinstance(batches, Iterator):
-        return batches
-    if isinstance(batches, Mapping):
-        return itertools.repeat(batches) if endless else iter([batches])
-    if endless:
-        return itertools.chain.from_iterable(itertools.repeat(batches))
-    return iter(batches)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each area of ppgen and the areas it may import besides itself. A new module needs a line here.
 BUILDING_BLOCKS = {"errors", "programs", "nn"}
 STORAGE = {"errors", "files", "packing", "checkpoints"}
-TRAINING = {"errors", "programs", "objectives", "compilation"}
+TRAINING = {"errors", "programs", "objectives", "compilation", "devices", "players", "stepping", "streams"}
 LIBRARY = BUILDING_BLOCKS | STORAGE | TRAINING | {"data", "evaluation", "guides", "models", "storage", "training"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -23,6 +23,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {"errors", "files", "packing"},
     "storage": STORAGE,
     "compilation": {"errors"},
+    "devices": {"errors"},
+    "streams": {"errors"},
+    "players": {"errors"},
+    "stepping": {"errors", "compilation"},
     "data": {"errors"},
     "programs": {"errors"},
     "nn": {"errors", "programs"},

@@ -2,6 +2,6 @@
 
 from ppgen.data.batches import Batches, Together, columns_to
 from ppgen.data.datasets import Columns, Dataset
-from ppgen.data.loading import load, names
+from ppgen.data.loading import found, load, names
 
-__all__ = ["Batches", "Columns", "Dataset", "Together", "columns_to", "load", "names"]
+__all__ = ["Batches", "Columns", "Dataset", "Together", "columns_to", "found", "load", "names"]

@@ -32,6 +32,16 @@ def names() -> dict[str, str]:
     return {name: source.description for name, source in SOURCES.items()}
 
 
+def found(data_root: str | Path | None = None) -> set[str]:
+    """Names of the built-in data sets that need no download: those that lie below the data root, or need no files.
+
+    >>> "digits" in found("no/such/folder")
+    True
+    """
+    root = resolved_data_root(data_root)
+    return {name for name, s in SOURCES.items() if not s.signs or any((root / sign).is_file() for sign in s.signs)}
+
+
 def load(
     name_or_path: str | Path,
     *,

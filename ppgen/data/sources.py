@@ -22,10 +22,12 @@ class Source:
     Attributes:
         description: One line for `ppgen list`.
         read: Reads it, given its name, the data root and whether it may be downloaded.
+        signs: Files below the data root of which one shows that it is there; none where it needs no files.
     """
 
     description: str
     read: Callable[[str, Path, bool], Raw]
+    signs: tuple[str, ...] = ()
 
 
 def data_root(given: str | Path | None) -> Path:
@@ -204,14 +206,39 @@ def _require_files(name: str, root: Path, needed: list[str], download: bool, fet
     )
 
 
+_IDX = "raw/t10k-images-idx3-ubyte"
+
 SOURCES: Mapping[str, Source] = {
     "digits": Source("1,797 handwritten digits, 8 x 8 (UCI, inside scikit-learn: offline)", _digits),
-    "mnist": Source("70,000 handwritten digits, 28 x 28", _idx_reader("MNIST", _DIGITS)),
-    "fashion-mnist": Source("70,000 pieces of clothing in 10 classes, 28 x 28", _idx_reader("FashionMNIST")),
-    "kmnist": Source("70,000 cursive Japanese characters in 10 classes, 28 x 28", _idx_reader("KMNIST")),
-    "emnist": Source("131,600 handwritten letters and digits in 47 classes, 28 x 28 (balanced split)", _emnist),
-    "usps": Source("9,298 handwritten digits from envelopes, 16 x 16", _usps),
-    "svhn": Source("99,289 digits of house numbers in colour, 32 x 32", _svhn),
-    "cifar10": Source("60,000 photographs in 10 classes in colour, 32 x 32", _cifar10),
-    "binarized-mnist": Source("MNIST as binarized once by Larochelle, without labels, 28 x 28", _binarized_mnist),
+    "mnist": Source("70,000 handwritten digits, 28 x 28", _idx_reader("MNIST", _DIGITS), (f"MNIST/{_IDX}",)),
+    "fashion-mnist": Source(
+        "70,000 pieces of clothing in 10 classes, 28 x 28", _idx_reader("FashionMNIST"), (f"FashionMNIST/{_IDX}",)
+    ),
+    "kmnist": Source(
+        "70,000 cursive Japanese characters in 10 classes, 28 x 28", _idx_reader("KMNIST"), (f"KMNIST/{_IDX}",)
+    ),
+    "emnist": Source(
+        "131,600 handwritten letters and digits in 47 classes, 28 x 28 (balanced split)",
+        _emnist,
+        ("EMNIST/raw/emnist-balanced-test-images-idx3-ubyte",),
+    ),
+    "usps": Source(
+        "9,298 handwritten digits from envelopes, 16 x 16",
+        _usps,
+        ("USPS/usps_16x16.npz", "usps_16x16.npz", "usps.t.bz2"),
+    ),
+    "svhn": Source("99,289 digits of house numbers in colour, 32 x 32", _svhn, ("test_32x32.mat",)),
+    "cifar10": Source(
+        "60,000 photographs in 10 classes in colour, 32 x 32", _cifar10, ("cifar-10-batches-py/test_batch",)
+    ),
+    "binarized-mnist": Source(
+        "MNIST as binarized once by Larochelle, without labels, 28 x 28",
+        _binarized_mnist,
+        (
+            "BinarizedMNIST/binarized_mnist_larochelle.npz",
+            "binarized_mnist_larochelle.npz",
+            "BinarizedMNIST/binarized_mnist_train.amat",
+            "binarized_mnist_train.amat",
+        ),
+    ),
 }

@@ -2,35 +2,26 @@
 
 import contextlib
 import datetime
+import importlib.metadata
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import ppgen
 from ppgen import programs
 from ppgen.errors import ConfigError, StorageError
+from ppgen.evaluation.measures import Trained
+from ppgen.evaluation.slices import seeded
 from ppgen.programs.draws import Draws, joint_draws
 
 SAMPLE_DIMS = ("chain", "draw")
 LOG_WEIGHTS = ("log_weight", "global_log_weight")
-
-
-class Trained(Protocol):
-    """A pair of programs with its parameters, such as a `Trainer`."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    device: torch.device
-
-    def evaluating(self) -> contextlib.AbstractContextManager[None]:
-        """Makes the trained parameters those that the programs run with."""
 
 
 def to_arviz(
@@ -44,12 +35,17 @@ def to_arviz(
 ) -> Any:
     """Returns what a trained pair says about chosen data, as ArviZ holds it.
 
-    Groups: ``posterior`` (the latents given the data, drawn from the guide), ``posterior_predictive`` (the data, redrawn
-    given those latents), ``prior`` and ``prior_predictive`` (drawn from the model alone), ``observed_data`` (as the model
-    observes it), ``constant_data`` (labels that were withheld) and ``log_weights`` (``log_weight``, for each draw and row
-    ``log p(x, z) - log q(z | x)`` in nats; ``global_log_weight`` for what belongs to no row, in the same unit). Every
-    dimension is named: ``chain`` (one), ``draw``, the plates by their names, ``SITE_dim_0`` and so on within a site.
-    The coordinates of the data plate are row numbers in ``columns``.
+    Groups:
+        ``posterior``: the latents given the data, drawn from the guide, and what the model computes from them.
+        ``posterior_predictive``: the data, redrawn by the model given those latents.
+        ``prior``, ``prior_predictive``: the same, drawn from the model alone; left out where a prior is improper.
+        ``observed_data``: the data, as the model observes them.
+        ``constant_data``: labels that were withheld.
+        ``log_weights``: ``log_weight``, which is ``log p(x, z) - log q(z | x)`` in nats for each draw and row, and
+        ``global_log_weight`` for what belongs to no row.
+
+    Every dimension has a name and coordinates: ``chain`` (one), ``draw``, the plates by their names, ``SITE_dim_0`` and
+    so on within a site. The coordinates of the data plate are row numbers in ``columns``.
 
     There is no ``log_likelihood`` group: of local latents drawn from a guide, ``az.loo`` and ``az.waic`` would make
     numbers that are far from the truth. Compare models by held-out importance-weighted bounds.
@@ -72,7 +68,7 @@ def to_arviz(
     if draws < 1:
         raise ConfigError(f"expected at least 1 draw; got {draws}")
     batch, chosen = _chosen(columns, rows, trained.device)
-    with trained.evaluating(), _seeded(seed):
+    with trained.evaluating(), seeded(seed):
         batch, withheld = _without_label(trained.guide, batch, label)
         drawn = joint_draws(trained.model, trained.guide, batch, draws)
     plate = drawn.weights.plate
@@ -84,21 +80,13 @@ def to_arviz(
     return container(_groups(drawn, withheld, chosen))
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
 def _chosen(columns: Any, rows: Any, device: torch.device) -> tuple[Any, np.ndarray[Any, Any]]:
     """Returns the chosen rows of every column, as a batch on the device, and their numbers."""
     values = columns.values() if isinstance(columns, Mapping) else columns
     length = next((len(v) for v in values if isinstance(v, (Tensor, np.ndarray)) and v.ndim), 0)
     numbers = np.arange(length)
     try:
-        chosen = numbers if rows is None else numbers[rows if isinstance(rows, slice) else np.asarray(rows)]
+        chosen = numbers if rows is None else numbers[rows if isinstance(rows, slice) else list(rows)]
     except IndexError as error:
         raise ConfigError(f"expected rows from 0 to {length - 1}; got {rows}") from error
     if not len(chosen):
@@ -168,7 +156,8 @@ def _dims(site: str, plates: Sequence[str | None], names: set[str]) -> tuple[str
 def _dataset(values: Mapping[str, Tensor], dims: Mapping[str, tuple[str, ...]], coords: Mapping[str, Any]) -> Any:
     import xarray
 
-    variables, sizes = {}, {}
+    variables = {}
+    sizes: dict[str, int] = {}
     for site, value in values.items():
         array = value.detach().cpu().numpy()
         array = array[np.newaxis] if dims[site][:1] == SAMPLE_DIMS[:1] else array
@@ -179,10 +168,16 @@ def _dataset(values: Mapping[str, Tensor], dims: Mapping[str, tuple[str, ...]], 
 
 
 def _attributes() -> dict[str, str]:
-    library = {"creation_library": "ppgen", "inference_library": "ppgen"}
-    versions = {f"{role}_version": ppgen.__version__ for role in library}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"created_at": now, "creation_library_language": "Python", **library, **versions}
+    attributes = {
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "creation_library": "ppgen",
+        "creation_library_language": "Python",
+        "inference_library": "ppgen",
+    }
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a clone that is not installed
+        version = importlib.metadata.version("ppgen")
+        attributes |= {"creation_library_version": version, "inference_library_version": version}
+    return attributes
 
 
 # ------------------------------------------------------------------------------------ the two generations of ArviZ
@@ -204,11 +199,12 @@ def to_netcdf(data: Any, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.nc")
+    large = sum(group.nbytes for group in data.values()) > 1e6  # compression makes a small file larger
     try:
         if _is_old(_arviz()):
-            data.to_netcdf(str(temporary), engine="h5netcdf")
+            data.to_netcdf(str(temporary), engine="h5netcdf", compress=large)
         else:
-            data.to_netcdf(temporary, engine="h5netcdf", encoding=_compressed(data))
+            data.to_netcdf(temporary, engine="h5netcdf", encoding=_compressed(data) if large else {})
         os.replace(temporary, path)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}: choose another folder") from error
@@ -218,7 +214,7 @@ def to_netcdf(data: Any, path: str | os.PathLike[str]) -> Path:
 
 
 def _compressed(tree: Any) -> dict[str, Any]:
-    return {group.path: {name: {"zlib": True} for name in group.data_vars} for group in tree.subtree if group.data_vars}
+    return {group.path: {name: {"zlib": True} for name in group.data_vars} for group in tree.children.values()}
 
 
 def _is_old(az: Any) -> bool:

@@ -14,7 +14,7 @@ from ppgen import programs
 from ppgen.data import Columns
 from ppgen.errors import ConfigError, DataError, PpgenError
 from ppgen.evaluation.intervals import Estimate, Proportion
-from ppgen.evaluation.slices import LARGEST, count_rows, few, seeded, slices, values_per_row, without
+from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, values_per_row, without
 from ppgen.programs import Program
 
 MEASURES = ("nll", "accuracy", "elbo")
@@ -62,12 +62,11 @@ class _Manner:
     vectorized: bool
     enumerate_discrete: bool
     nesting: int
-    values: float  # of the largest intermediate tensor, for one particle of one row
+    fitting: int  # pairs of a row and a particle that fit into a slice
 
     def sizes(self, particles: int, rows: int, batch_size: int | None) -> tuple[int, int]:
         """Returns how many particles and rows to take at a time."""
-        fitting = max(1, int(LARGEST / self.values))
-        fitting = fitting if batch_size is None else max(1, fitting // batch_size)
+        fitting = self.fitting if batch_size is None else max(1, self.fitting // batch_size)
         together = min(particles, fitting) if self.vectorized else 1
         return together, min(rows, fitting // together) if batch_size is None else batch_size
 
@@ -136,17 +135,32 @@ def predict(
 ) -> Tensor:
     """Returns the guide's probability of every class, ``q(y | x)``: ``(rows, classes)``, on the CPU.
 
+    Where it depends on other latents of the guide, it is averaged over 100 draws of them.
+
     Raises:
         ConfigError: if the guide has no discrete local site of that name.
         DataError: if there are no rows.
     """
     rest = without(columns, label)
     with seeded(seed), trained.evaluating():
-        classify = functools.partial(
-            programs.label_log_probs, trained.guide, site=label, nesting=_nesting(trained, rest)
-        )
-        size = batch_size or max(1, int(LARGEST / values_per_row(classify, rest, trained.device)))
-        return torch.cat([classify(part).exp().cpu() for _, part in slices(rest, size, trained.device)])
+        classify = functools.partial(_class_probabilities, trained, label)
+        some = few(rest, 8, trained.device)
+        draws = 1 if torch.equal(classify(some), classify(some)) else 100
+        size = batch_size or fitting(values_per_row(classify, rest, trained.device), trained.device)
+        parts = (part for _, part in slices(rest, size, trained.device))
+        return torch.cat([torch.stack([classify(part) for _ in range(draws)]).mean(0).cpu() for part in parts])
+
+
+def _class_probabilities(trained: Trained, label: str, part: Columns) -> Tensor:
+    # read off the site, since a user's guide need not bear enumeration
+    joint = programs.run(trained.model, trained.guide, part, check=False)
+    site = joint.guide.nodes[label]["fn"] if label in joint.latents else None
+    if site is None or not site.has_enumerate_support or site.event_shape:
+        raise ConfigError(f"the guide has no discrete site '{label}'")
+    probabilities: Tensor = site.log_prob(site.enumerate_support(expand=False)).exp().movedim(0, -1)
+    if probabilities.shape[:-1] != (count_rows(part),):
+        raise ConfigError(f"expected site '{label}' of the guide to have one value a row; got {site.batch_shape}")
+    return probabilities
 
 
 def accuracy(trained: Trained, columns: Mapping[str, Tensor], *, label: str = "y", seed: int = 0) -> Proportion:
@@ -204,11 +218,12 @@ def evaluate(
 
 
 def _classifies(trained: Trained, columns: Mapping[str, Tensor], label: str) -> bool:
-    if label not in columns or not (columns[label] >= 0).any():
+    if label not in columns or columns[label].is_floating_point() or not (columns[label] >= 0).any():
         return False
     try:
         predict(trained, few(columns, 2, trained.device), label=label)
-    except ConfigError:
+    except Exception as error:  # a user's guide that cannot do without labels may fail in any way
+        logger.debug("no accuracy: %s", error)
         return False
     return True
 
@@ -231,14 +246,17 @@ def _log_weights(
     for name, number in (("particles", particles), ("batch_size", batch_size)):
         if number is not None and number < 1:
             raise ConfigError(f"expected {name} of at least 1; got {number}")
-    with seeded(seed), trained.evaluating():
-        columns = _without_inferred(trained, columns, label)
-        manner = _manner(trained, columns, particles, enumerate_discrete=enumerate_discrete)
+    with trained.evaluating():
+        with seeded(seed):
+            columns = _without_inferred(trained, columns, label)
+            manner = _manner(trained, columns, particles, enumerate_discrete=enumerate_discrete)
         together, size = manner.sizes(particles, count_rows(columns), batch_size)
-        for place, part in slices(columns, size, trained.device):
-            for start in range(0, particles, together):
-                count = min(together, particles - start)
-                yield place, _weights(trained, part, count, manner.nesting, manner.enumerate_discrete).double().cpu()
+        with seeded(seed):
+            for place, part in slices(columns, size, trained.device):
+                for start in range(0, particles, together):
+                    count = min(together, particles - start)
+                    weights = _weights(trained, part, count, manner.nesting, manner.enumerate_discrete)
+                    yield place, weights.double().cpu()
 
 
 def _weights(trained: Trained, part: Columns, particles: int, nesting: int, enumerate_discrete: bool) -> Tensor:
@@ -272,26 +290,29 @@ def _without_inferred(trained: Trained, columns: Mapping[str, Tensor], label: st
 
 def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool) -> _Manner:
     """Finds the best manner in which the pair runs: users' programs need not bear enumeration or particles."""
+    reason: Exception | None = None
+    for enumerated in (True, False) if enumerate_discrete else (False,):
+        for count in (2, 1) if particles > 1 else (1,):
+            try:
+                return _try(trained, columns, count, enumerate_discrete=enumerated)
+            except Exception as error:  # a user's program may fail in any way
+                logger.debug("%d particles, enumerate_discrete=%s: %s", count, enumerated, error)
+                reason = error
+    if isinstance(reason, PpgenError):
+        raise reason
+    message = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+    raise ConfigError(f"the model and guide do not run on held-out rows: {message}") from reason
+
+
+def _try(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool) -> _Manner:
     if programs.data_plate(trained.model, few(columns, 2, trained.device)) is None:
         raise ConfigError(
             "expected an observed site in a data plate, with pyro.plate('data', len(x)); got none: without it held-out"
             " rows cannot be told apart"
         )
     nesting = _nesting(trained, columns)
-    reason: Exception | None = None
-    for enumerated in (True, False) if enumerate_discrete else (False,):
-        for count in (2, 1) if particles > 1 else (1,):
-            weigh = functools.partial(
-                _weights, trained, particles=count, nesting=nesting, enumerate_discrete=enumerated
-            )
-            try:
-                values = values_per_row(weigh, columns, trained.device) / count
-            except Exception as error:  # a user's program may fail in any way
-                logger.debug("%d particles, enumerate_discrete=%s: %s", count, enumerated, error)
-                reason = error
-            else:
-                return _Manner(count > 1, enumerated, nesting, values)
-    if isinstance(reason, PpgenError):
-        raise reason
-    message = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-    raise ConfigError(f"the model and guide do not run on held-out rows: {message}") from reason
+    weigh = functools.partial(
+        _weights, trained, particles=particles, nesting=nesting, enumerate_discrete=enumerate_discrete
+    )
+    values = values_per_row(weigh, columns, trained.device) / particles
+    return _Manner(particles > 1, enumerate_discrete, nesting, fitting(values, trained.device))

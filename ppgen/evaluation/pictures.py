@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppgen import programs
@@ -109,7 +110,8 @@ def training(metrics: Sequence[Mapping[str, Any]], path: Path_) -> None:
         return _save(figure, path)
     across = min(3, len(curves))
     down = math.ceil(len(curves) / across)
-    figure = Figure(figsize=(4.0 * across, 2.7 * down), layout="constrained")
+    figure = Figure(figsize=(4.0 * across, 2.7 * down))
+    figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.12)
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for panel, (name, points) in zip(panels, curves.items(), strict=False):
         _tidy(panel)
@@ -186,7 +188,7 @@ def _mosaic(images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] 
         spine.set_visible(False)
     long = any(len(name) > 5 for name in columns)
     style: dict[str, Any] = {"fontsize": 11, "color": _INK, "parse_math": False}
-    leaning = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if long else {}
+    leaning: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if long else {}
     panel.xaxis.tick_top()
     panel.tick_params(length=0)
     panel.set_xticks([i * (width + gap) + width / 2 - 0.5 for i in range(len(columns))], columns, **style, **leaning)
@@ -214,7 +216,7 @@ def _vectors(test: Tensor, drawn: Tensor) -> Figure:
         _tidy(panel)
         panel.set_title(name, fontsize=11, color=_INK)
         if values.shape[1] == 2:
-            panel.scatter(*values.T.numpy(), s=8, color=colour, alpha=0.6, linewidths=0)
+            panel.scatter(values[:, 0], values[:, 1], s=8, color=colour, alpha=0.6, linewidths=0)
         else:
             panel.plot(values[:20].T.numpy(), color=colour, alpha=0.4, linewidth=1)
             panel.set_xlabel("position in the vector", color=_INK)
@@ -222,16 +224,26 @@ def _vectors(test: Tensor, drawn: Tensor) -> Figure:
 
 
 def _vector_reconstructions(originals: Tensor, found: Tensor) -> Figure:
-    if originals.shape[1] == 2:
-        figure = Figure(figsize=(5, 4.5), layout="constrained")
-        panel = figure.subplots()
-        for a, b in zip(originals.tolist(), found.tolist(), strict=True):
-            panel.plot(*zip(a, b, strict=True), color="#b8c4ce", linewidth=1, zorder=0)
-        panel.scatter(*originals.T.numpy(), s=22, color=_INK, label="test row")
-        panel.scatter(*found.T.numpy(), s=22, color=_ACCENT, label="reconstruction")
-        panel.legend(frameon=False)
-        _tidy(panel)
+    if originals.shape[1] > 2:
+        return _line_reconstructions(originals, found)
+    figure = Figure(figsize=(5, 4.5), layout="constrained")
+    panel = figure.subplots()
+    _tidy(panel)
+    if originals.shape[1] == 1:
+        panel.axline((float(originals[0]), float(originals[0])), slope=1, color="#b8c4ce", linewidth=1, zorder=0)
+        panel.scatter(originals[:, 0], found[:, 0], s=22, color=_ACCENT)
+        panel.set_xlabel("test row", color=_INK)
+        panel.set_ylabel("reconstruction", color=_INK)
         return figure
+    for a, b in zip(originals.tolist(), found.tolist(), strict=True):
+        panel.plot(*zip(a, b, strict=True), color="#b8c4ce", linewidth=1, zorder=0)
+    panel.scatter(originals[:, 0], originals[:, 1], s=22, color=_INK, label="test row")
+    panel.scatter(found[:, 0], found[:, 1], s=22, color=_ACCENT, label="reconstruction")
+    panel.legend(frameon=False)
+    return figure
+
+
+def _line_reconstructions(originals: Tensor, found: Tensor) -> Figure:
     across = min(4, len(originals))
     down = math.ceil(len(originals) / across)
     figure = Figure(figsize=(2.6 * across, 1.7 * down + 0.4), layout="constrained")
@@ -269,12 +281,14 @@ def _tidy(panel: Axes) -> None:
     panel.tick_params(colors=_INK, labelsize=9)
     panel.grid(color="#e6ebef", linewidth=0.8)
     panel.set_axisbelow(True)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _save(figure: Figure, path: Path_) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a class name in a script that the font lacks
         try:
-            figure.savefig(Path(path), dpi=DPI, facecolor="white")
+            figure.savefig(Path(path), dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
         except OSError as error:
             raise StorageError(f"cannot write the picture {path}: {error.strerror or error}") from error

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppgen.data import Columns
 from ppgen.errors import DataError
 
-LARGEST = 2e7
-"""How many values the largest intermediate tensor of a slice may have (80 MB of float32)."""
+LARGEST = 1e6
+"""How many values the largest intermediate tensor of a slice may have on a CPU, so that caches hold it."""
 
 
 def count_rows(columns: Mapping[str, Tensor]) -> int:
@@ -63,15 +63,20 @@ class _Sizes(TorchDispatchMode):
 
 def values_per_row(compute: Callable[[Columns], object], columns: Mapping[str, Tensor], device: torch.device) -> float:
     """Returns by how much the largest intermediate tensor of ``compute`` grows with each row."""
-    noted = []
+    noted: list[list[int]] = []
     for rows in (2, 4):
         with _Sizes() as mode:
             compute(few(columns, rows, device))
         noted.append(mode.sizes)
     small, large = noted
     if len(small) != len(large):  # the computation depends on the rows: bound it by the sum
-        return max(1.0, (sum(large) - sum(small)) / 2)
-    return max(1.0, max((b - a) / 2 for a, b in zip(small, large, strict=True)))
+        small, large = [sum(small)], [sum(large)]
+    return max([1.0, *((b - a) / 2 for a, b in zip(small, large, strict=True))])
+
+
+def fitting(values: float, device: torch.device) -> int:
+    """Returns how many rows of so many ``values`` make a slice; a GPU takes larger ones (80 MB of float32)."""
+    return max(1, int(LARGEST * (1 if device.type == "cpu" else 20) / values))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ppgen import programs
 from ppgen.programs import Batch, Joint, Program
@@ -34,7 +35,7 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._nesting: dict[tuple[int, int], int] = {}
+        self._nesting: dict[tuple[Program, Program], int] = {}
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """Returns the loss in nats per datum: the program's total divided by the full size of the data plate."""
@@ -43,7 +44,13 @@ class Objective(nn.Module):
     def setup(self, model: Program, guide: Program, batch: Batch) -> None:
         """Runs the pair once, with checks on, so that all its parameters exist and wrong shapes are named."""
         programs.report_unused_columns(batch, model, guide)
-        programs.check(model, guide, batch)
+        self.check(model, guide, batch)
+
+    def check(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
+        """Runs the pair once with checks on, and remembers how many dimensions its plates take."""
+        joint = programs.check(model, guide, batch, labels=labels)
+        self._nesting[model, guide] = joint.nesting
+        return joint
 
     def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
         """Says at which site and rows a log probability is not finite; None if all are."""
@@ -72,14 +79,20 @@ class Objective(nn.Module):
 
     def joint(self, model: Program, guide: Program, batch: Batch, **options: Any) -> Joint:
         """Runs model and guide together, remembering how many dimensions the plates of the pair take."""
-        key = (id(model), id(guide))
-        if key not in self._nesting:
-            self._nesting[key] = programs.nesting_of(model, guide, batch)
-        return programs.run(model, guide, batch, nesting=self._nesting[key], **options)
+        if (model, guide) not in self._nesting:
+            self._nesting[model, guide] = programs.nesting_of(model, guide, batch)
+        return programs.run(model, guide, batch, nesting=self._nesting[model, guide], **options)
 
     def forward(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the loss of one call ``(model, guide, *args, **kwargs)``, as Pyro's ELBOs are called."""
-        return self.loss(model, guide, kwargs if kwargs else args)
+        """Returns the loss of one call ``(model, guide, *args, **kwargs)``, as Pyro's ELBOs are called.
+
+        A call that records gradients counts as a step.
+        """
+        self.share_clock()
+        loss = self.loss(model, guide, kwargs if kwargs else args)
+        if torch.is_grad_enabled():
+            self.step.add_(1)
+        return loss
 
 
 class Stock(Objective):
@@ -91,7 +104,7 @@ class Stock(Objective):
     def __init__(self, elbo: Any) -> None:
         super().__init__()
         self.elbo = elbo
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[Any, int] = {}
 
     def setup(self, model: Program, guide: Program, batch: Batch) -> None:
         """See `Objective.setup`; the ELBO decides by itself which models it accepts."""
@@ -99,8 +112,14 @@ class Stock(Objective):
         args, kwargs = programs.arguments(model, batch)
         with programs.checked():
             self.elbo.loss(model, guide, *args, **kwargs)
-        plate = programs.data_plate(model, batch)
-        self._sizes[id(model)] = plate.size if plate else 1
+        self._size(model, batch)
+
+    def _size(self, model: Program, batch: Batch) -> int:
+        shapes = [leaf.shape for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        if (key := (model, *shapes)) not in self._sizes:
+            plate = programs.data_plate(model, batch)
+            self._sizes[key] = plate.size if plate else 1
+        return self._sizes[key]
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """See `Objective.loss`."""
@@ -110,12 +129,15 @@ class Stock(Objective):
                 loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         else:
             loss = self._by_gradients(model, guide, args, kwargs)
-        return loss / self._sizes[id(model)]
+        return loss / self._size(model, batch)
 
     def _by_gradients(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Tensor:
         # loss_and_grads leaves gradients behind; a linear function with these gradients stands for the loss
         leaves = programs.leaves(model, guide).values()
-        value = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
+        for leaf in leaves:
+            leaf.grad = None
+        pair = programs.registered(model, "model"), programs.registered(guide, "guide")
+        value = self.elbo.loss_and_grads(*pair, *args, **kwargs)
         linear = torch.zeros(())
         for leaf in leaves:
             if leaf.grad is not None:

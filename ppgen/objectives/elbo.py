@@ -72,6 +72,7 @@ class ELBO(Objective):
         weight = self.beta if self.warmup == 0 else self.beta * (self.step / self.warmup).clamp(max=1.0)
         negative = -sum((_total(joint, name, joint.log_p(name)) for name in joint.observed), torch.zeros(()))
         divergence = sum((self._divergence(joint, name) for name in joint.latents), torch.zeros(()))
+        divergence = sum((_total(joint, name, joint.log_q(name)) for name in joint.factors), divergence)
         return (negative + weight * divergence) / size
 
     def _divergence(self, joint: Joint, name: str) -> Tensor:
@@ -132,7 +133,8 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     """Returns ``KL(q || p)`` of a latent site with the event dimensions last: ``(..., dims)``, or None.
 
     The closed form stands for the sampled term only if ``p`` of the site does not depend on what the guide samples
-    from the site on: every latent site that the model runs before it must have run before it in the guide too.
+    from the site on: every latent site that the model runs before it must have run before it in the guide too. It
+    also takes one scale and one mask, of model and guide alike.
     """
     if name not in joint.model.nodes:
         return None
@@ -140,6 +142,8 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     before = [n for n in joint.model.nodes if n in joint.guide.nodes]
     guide_before = joint.latents[: joint.latents.index(name)]
     if any(n in joint.latents and n not in guide_before for n in before[: before.index(name)]):
+        return None
+    if q["mask"] is not p["mask"] or not _same_scale(q["scale"], p["scale"]):
         return None
     if isinstance(_base(q["fn"]), dist.Delta):
         return None
@@ -152,6 +156,11 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     mask = q["mask"].unsqueeze(-1) if isinstance(q["mask"], Tensor) and rank else q["mask"]
     scaled: Tensor = dist.util.scale_and_mask(terms, scale=scale, mask=mask)
     return scaled
+
+
+def _same_scale(one: object, two: object) -> bool:
+    # tensors are not compared by value, which would stop tracing
+    return one is two or (not isinstance(one, Tensor) and not isinstance(two, Tensor) and one == two)
 
 
 def _base(fn: object) -> object:

@@ -56,10 +56,10 @@ class SemiSupervised(Objective):
             raise ConfigError("expected batches {'labelled': {...}, 'unlabelled': {...}} for SemiSupervised")
         if not (labels := _labels(batch)):
             raise ConfigError("expected a column, the label, that labelled rows have and unlabelled rows have not")
-        super().setup(model, guide, batch["unlabelled"])
-        joint = self.labelled.run(model, guide, batch["labelled"], labels=labels)
+        joint = self.labelled.check(model, guide, batch["labelled"], labels=labels)
         if missing := labels.keys() - joint.guide.nodes.keys():
             raise ConfigError(f"the guide has no site '{min(missing)}' for the label of that name")
+        self.unlabelled.setup(model, guide, batch["unlabelled"])
 
     def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
         """See `Objective.explain`."""
@@ -82,8 +82,8 @@ class SemiSupervised(Objective):
         joint = self.labelled.run(model, guide, batch["labelled"], labels=labels)
         labelled = self.labelled.of(joint)
         unlabelled = self.unlabelled.loss(model, guide, batch["unlabelled"])
-        log_q = torch.stack([joint.reduced(name, joint.log_q(name)).mean() for name in labels])
-        cross_entropy = -log_q.sum()
+        size = joint.plate.size if joint.plate else 1
+        cross_entropy = -sum((joint.reduced(name, joint.log_q(name)).sum() for name in labels), torch.zeros(())) / size
         loss = self.labelled_share * labelled + (1 - self.labelled_share) * unlabelled + self.alpha * cross_entropy
         metrics = {"labelled": labelled, "unlabelled": unlabelled, "cross_entropy": cross_entropy}
         return {"all": loss}, {name: value.detach() for name, value in metrics.items()}

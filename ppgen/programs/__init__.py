@@ -12,10 +12,12 @@ from ppgen.programs.parameters import (
     Store,
     buffers,
     checked,
+    evaluation_mode,
     leaves,
     modules_of,
     quiet,
-    set_training,
+    registered,
+    report_untrained_modules,
     without_nan_warnings,
 )
 from ppgen.programs.weights import LogWeights, log_weights
@@ -33,6 +35,7 @@ __all__ = [
     "check",
     "checked",
     "data_plate",
+    "evaluation_mode",
     "first_nonfinite",
     "generate",
     "label_log_probs",
@@ -43,9 +46,10 @@ __all__ = [
     "posterior",
     "quiet",
     "reconstruct",
+    "registered",
+    "report_untrained_modules",
     "report_unused_columns",
     "run",
-    "set_training",
     "template",
     "without_nan_warnings",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import _bound_partial
 from torch import nn
 
 Program = Callable[..., Any]
@@ -16,12 +17,16 @@ Batch = Any
 logger = logging.getLogger("ppgen")
 
 
-@functools.lru_cache(maxsize=256)
-def _report_unused(columns: tuple[str, ...], wanted: tuple[str, ...]) -> None:
-    logger.info("columns %s are used by no program (programs ask for %s)", ", ".join(columns), ", ".join(wanted))
+def unwrapped(program: Program) -> Program:
+    """Returns what Pyro's handlers (``poutine.scale(model, 0.5)``, say) are wrapped around."""
+    while isinstance(program, _bound_partial):
+        inner: Any = program.func
+        program = inner.args[1] if isinstance(inner, functools.partial) and len(inner.args) > 1 else inner
+    return program
 
 
 def _signature(program: Program) -> inspect.Signature:
+    program = unwrapped(program)
     if isinstance(program, AutoGuide):
         return _signature(program.model)
     return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
@@ -50,8 +55,9 @@ def call(program: Program, batch: Batch) -> Any:
 
 
 def report_unused_columns(batch: Batch, *programs: Program) -> None:
-    """Logs, once, the columns of ``batch`` that none of ``programs`` asks for."""
+    """Logs the columns of ``batch`` that none of ``programs`` asks for."""
     if isinstance(batch, Mapping):
         used = {name for program in programs for name in arguments(program, batch)[1]}
-        if unused := tuple(sorted(set(batch) - used)):
-            _report_unused(unused, tuple(sorted(used)))
+        if unused := sorted(set(batch) - used):
+            wanted = ", ".join(sorted(used))
+            logger.info("columns %s are used by no program (programs ask for %s)", ", ".join(unused), wanted)

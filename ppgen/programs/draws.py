@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Delta, Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class _Recorder(Messenger):
         # the value of a factor has no elements
         if poutine.util.site_is_subsample(site) or site["value"].numel() == 0:
             return
-        latent = not site["is_observed"] or site["infer"].get("_deterministic")
+        latent = not site["is_observed"] or _is_computed(site)
         (self.latent if latent else self.observed)[site["name"]] = site.copy()
 
     def finish(self) -> None:
@@ -63,6 +64,16 @@ class _Recorder(Messenger):
             raise ConfigError(
                 f"site '{both[0]}' is observed by the model and drawn by the guide: leave the column '{both[0]}' out"
             )
+
+
+def _is_computed(site: Mapping[str, Any]) -> bool:
+    """Whether an observed site is the model's own result: deterministic, or a reparametrised latent."""
+    distribution = site["fn"]
+    while isinstance(distribution, (Independent, MaskedDistribution)):
+        distribution = distribution.base_dist
+    if not isinstance(distribution, Delta):
+        return False
+    return torch.equal(*torch.broadcast_tensors(site["value"], distribution.v))
 
 
 def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Draws:
@@ -102,7 +113,8 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
 
 
 def _shape(site: Mapping[str, Any]) -> torch.Size:
-    return torch.broadcast_shapes(site["fn"].batch_shape + site["fn"].event_shape, site["value"].shape)
+    shape: torch.Size = torch.broadcast_shapes(site["fn"].batch_shape + site["fn"].event_shape, site["value"].shape)
+    return shape
 
 
 def _value(site: Mapping[str, Any]) -> Tensor:

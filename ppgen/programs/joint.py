@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, DataError
 from ppgen.programs.calling import Batch, Program, arguments
 
 PARTICLES = "ppgen_particles"
@@ -61,7 +61,7 @@ class DataPlate:
 def data_plate_of(model: poutine.Trace) -> DataPlate | None:
     """Returns the plate at dim -1 of the first observed site that has one."""
     for site in model.nodes.values():
-        if site["type"] == "sample" and site["is_observed"]:
+        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
             for frame in site["cond_indep_stack"]:
                 if frame.vectorized and frame.dim == -1:
                     size = frame.size if frame.full_size is None else frame.full_size
@@ -84,6 +84,10 @@ class Joint:
         self.vectorized = vectorized
         self.latents = [name for name, site in guide.nodes.items() if _is_latent(site)]
         self.observed = [n for n, s in model.nodes.items() if s["type"] == "sample" and s["is_observed"]]
+        # pyro.factor in the guide: a part of log q
+        self.factors = [
+            n for n, s in guide.nodes.items() if s["type"] == "sample" and s["is_observed"] and n not in model.nodes
+        ]
         self.enumerated = {
             name: dim for name in self.latents if (dim := guide.nodes[name]["infer"].get("_enumerate_dim")) is not None
         }
@@ -150,6 +154,7 @@ class Joint:
 
     def reduce(self, name: str, term: Tensor) -> Tensor:
         """Sums the plates of a term without enumerated dimensions: to ``(particles, batch)`` or ``(particles,)``."""
+        _require_plates(self.model.nodes.get(name) or self.guide.nodes[name], term.shape, self.nesting)
         rank = self.nesting + self.vectorized
         while term.dim() < rank:
             term = term.unsqueeze(0)
@@ -168,6 +173,16 @@ class Joint:
     def reduced(self, name: str, term: Tensor) -> Tensor:
         """`expectation`, then `reduce`."""
         return self.reduce(name, self.expectation(name, term))
+
+
+def _require_plates(site: Mapping[str, Any], shape: torch.Size, nesting: int) -> None:
+    dims = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    for dim in range(-min(nesting, len(shape)), 0):
+        if shape[dim] != 1 and dim not in dims:
+            raise ConfigError(
+                f"site '{site['name']}' has {shape[dim]} log probabilities along dimension {dim}, where it lies in no"
+                " plate: put it into a plate, or make them one event with .to_event(1)"
+            )
 
 
 def log_prob_of(site: Mapping[str, Any]) -> Tensor:
@@ -248,12 +263,23 @@ def nesting_of(model: Program, guide: Program, batch: Batch) -> int:
     return joint.nesting
 
 
-def check(model: Program, guide: Program, batch: Batch) -> Joint:
-    """Runs a pair once with Pyro's validation on, so that wrong shapes and values are named by their site."""
+def check(model: Program, guide: Program, batch: Batch, *, labels: Mapping[str, Tensor] | None = None) -> Joint:
+    """Runs a pair once with Pyro's validation on, so that wrong shapes and values are named by their site.
+
+    Raises:
+        ConfigError: if model and guide do not match.
+        DataError: if a value lies outside the support of its distribution.
+    """
     with pyro.validation_enabled(True), torch.no_grad():
-        joint = run(model, guide, batch)
+        joint = run(model, guide, batch, labels=labels)
         for trace in (joint.guide, joint.model):
-            trace.compute_log_prob()
+            try:
+                trace.compute_log_prob()
+            except ValueError as error:
+                raise DataError(" ".join(str(error).split("\n")[:2])) from error
+            for site in trace.nodes.values():
+                if site["type"] == "sample" and "log_prob" in site:
+                    _require_plates(site, site["log_prob"].shape, site["log_prob"].dim())
     return joint
 
 
@@ -268,11 +294,11 @@ def first_nonfinite(
             if site["type"] != "sample":
                 continue
             try:
-                bad = ~(log_prob_of(site).isfinite())
+                bad = ~(_scaled(site, log_prob_of(site)).isfinite())
             except ValueError as error:
                 return f"{role} site '{name}' ({str(error).splitlines()[0]})"
             if bad.any():
-                rows = bad.nonzero()[:, -1].unique().tolist() if bad.dim() else []
+                rows = bad.nonzero()[:, -1].unique().tolist() if bad.dim() and joint.is_local(name) else []
                 return f"{role} site '{name}'" + (f", rows {_shortened(rows)}" if rows else "")
     return None
 

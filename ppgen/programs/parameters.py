@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,28 +11,53 @@ from unittest import mock
 
 import pyro
 import torch
+from pyro.nn import PyroModule
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppgen.programs.calling import Program
+from ppgen.programs.calling import Program, unwrapped
+
+logger = logging.getLogger("ppgen")
 
 
 def modules_of(program: Any) -> list[nn.Module]:
-    """Returns the modules that ``program`` is, wraps or closes over, outermost first."""
-    if isinstance(program, nn.Module):
-        return [program]
-    if isinstance(program, functools.partial):
-        reached: Iterable[Any] = (program.func, *program.args, *program.keywords.values())
-    elif inspect.ismethod(program):
-        reached = (program.__self__, *vars(program.__self__).values())
-    elif inspect.isfunction(program):
-        closure = inspect.getclosurevars(program)
-        reached = (*closure.nonlocals.values(), *closure.globals.values())
-        reached = [value for value in reached if isinstance(value, nn.Module)]
-    else:
-        return []
-    return [module for value in reached if value is not program for module in modules_of(value)]
+    """Returns the modules that ``program`` is, wraps or closes over, outermost first, each once."""
+    found: list[nn.Module] = []
+    waiting, seen = [program], {id(program)}
+    while waiting:
+        part = unwrapped(waiting.pop(0))
+        if isinstance(part, nn.Module):
+            found.append(part)
+            continue
+        for value in _reached(part):
+            if id(value) not in seen:
+                seen.add(id(value))
+                waiting.append(value)
+    return list(dict.fromkeys(found))
+
+
+def _reached(part: Any) -> Iterable[Any]:
+    if isinstance(part, functools.partial):
+        return (part.func, *part.args, *part.keywords.values())
+    if inspect.ismethod(part):
+        return (part.__self__, *vars(part.__self__).values())
+    if inspect.isfunction(part):
+        # of what a function reaches by name, helpers beside it count too, but not the libraries that it calls
+        closure = inspect.getclosurevars(part)
+        helpers = [v for v in closure.globals.values() if getattr(v, "__module__", None) == part.__module__]
+        modules = [v for v in closure.globals.values() if isinstance(v, nn.Module)]
+        return (*closure.nonlocals.values(), *modules, *(v for v in helpers if inspect.isfunction(v)))
+    return ()
+
+
+def module_of(program: Any) -> nn.Module | None:
+    """Returns the module that ``program`` is, or that a handler, a partial call or a bound method wraps."""
+    program = unwrapped(program)
+    while isinstance(program, functools.partial) or inspect.ismethod(program):
+        inner: Any = program.__self__ if inspect.ismethod(program) else program.func
+        program = unwrapped(inner)
+    return program if isinstance(program, nn.Module) else None
 
 
 class Store:
@@ -76,14 +102,41 @@ def leaves(model: Program, guide: Program) -> dict[str, Tensor]:
     candidates = [
         (f"{role}.{name}", tensor)
         for role, program in (("model", model), ("guide", guide))
-        if isinstance(program, nn.Module)
-        for name, tensor in program.named_parameters()
+        if (module := module_of(program)) is not None
+        for name, tensor in module.named_parameters()
     ] + [(f"store.{name}", tensor) for name, tensor in pyro.get_param_store().named_parameters()]
     for name, tensor in candidates:
         if tensor.requires_grad and id(tensor) not in seen:
             seen.add(id(tensor))
             named[name] = tensor
     return named
+
+
+def registered(program: Program, role: str) -> Program:
+    """Returns the program with the parameters of the module that it is as Pyro's parameter sites.
+
+    Pyro's estimators take no gradients of a program without such sites.
+    """
+    module = module_of(program)
+    if module is None or isinstance(module, PyroModule):
+        return program
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                pyro.param(f"{role}$$${name}", parameter)
+        return program(*args, **kwargs)
+
+    return run
+
+
+def report_untrained_modules(trained: Iterable[Tensor], *programs: Program) -> None:
+    """Warns of modules that a program reaches but whose parameters are not among those that are trained."""
+    known = {id(tensor) for tensor in trained}
+    for module in dict.fromkeys(module for program in programs for module in modules_of(program)):
+        if any(parameter.requires_grad and id(parameter) not in known for parameter in module.parameters()):
+            kind = type(module).__name__
+            logger.warning("a %s that a program uses is not trained: register it there with pyro.module", kind)
 
 
 def buffers(programs: Mapping[str, Program]) -> dict[str, Tensor]:
@@ -101,11 +154,18 @@ def buffers(programs: Mapping[str, Program]) -> dict[str, Tensor]:
     return named
 
 
-def set_training(programs: Iterable[Program], *, training: bool) -> None:
-    """Switches every module of the programs to training or evaluation mode."""
-    for program in programs:
-        for module in modules_of(program):
-            module.train(training)
+@contextlib.contextmanager
+def evaluation_mode(*programs: Program) -> Iterator[None]:
+    """Switches every module of the programs to evaluation mode, and each back to its own mode at the end."""
+    modules = [part for program in programs for module in modules_of(program) for part in module.modules()]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 @contextlib.contextmanager

@@ -53,7 +53,8 @@ def log_weights(
                 f"site '{name}' cannot be summed out of a weight: it does not lie in the data plate alone"
             )
     terms = [(name, joint.log_p(name)) for name in (*joint.observed, *joint.latents) if name in joint.model.nodes]
-    terms += [(name, -joint.log_q(name)) for name in joint.latents if name not in joint.enumerated]
+    proposed = [name for name in joint.latents if name not in joint.enumerated]
+    terms += [(name, -joint.log_q(name)) for name in (*proposed, *joint.factors)]
     local = [joint.sum_inner_plates(term) for name, term in terms if joint.is_local(name)]
     global_ = [joint.reduce(name, term) for name, term in terms if not joint.is_local(name)]
     rows = joint.plate.rows if joint.plate else 0

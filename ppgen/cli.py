@@ -1,0 +1,245 @@
+"""The command line: parses, calls, prints.
+
+Slow modules are imported within the commands, so that ``ppgen --help`` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+import ppgen
+from ppgen import display, failures
+from ppgen.interruption import heeded
+
+if TYPE_CHECKING:
+    from ppgen.interruption import Interruption
+    from ppgen.recipes import Entry
+    from ppgen.runs import Record, Run
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_AT_LEAST_1 = click.IntRange(min=1)
+
+data_root = click.option("--data-root", metavar="DIR", help="Where data sets lie (or PPGEN_DATA).")
+own_recipe = click.option("--recipe", metavar="FILE.py:NAME", help="The run's recipe, where it is your own code.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; every failure is one line on standard error."""
+    try:
+        with display.messages():
+            code = commands.main(arguments, prog_name="ppgen", standalone_mode=False)
+            sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except SystemExit as error:  # help, where no command was given
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        failures.show_traceback(error)
+        code, line = failures.explain(error)
+        failures.close_broken_output(error)
+        if line:
+            display.say(line, style="bold red" if line.startswith("Error") else "")
+        return code
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(ppgen.__version__, message="ppgen %(version)s")
+def commands() -> None:
+    """Train any Pyro model, with any guide, by any objective; judge it, and go on from there.
+
+    Start with: ppgen train m2
+    """
+
+
+@commands.command("list")
+@data_root
+def list_(data_root: str | None) -> None:
+    """List recipes, data sets and objectives."""
+    from ppgen.catalogue import show_list
+
+    show_list(data_root)
+
+
+@commands.command()
+@click.argument("recipe")
+@click.option("--data", metavar="NAME|PATH", default="digits", help="Data set that it is built for.")
+@data_root
+@click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file.")
+@click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of the recipe; may be repeated.")
+def show(recipe: str, options: tuple[str, ...], **data: Any) -> None:
+    """Show what RECIPE consists of: sites, plates, parameters, options."""
+    from ppgen.catalogue import show_recipe
+    from ppgen.configuration import read_request
+
+    request = read_request(None, {"recipe": recipe, **_nested(data)}, options)
+    show_recipe(_find(recipe), request)
+
+
+@commands.command()
+@click.argument("recipe", required=False, metavar="RECIPE")
+@click.option("--data", metavar="NAME|PATH", help="Data set by name, or your own file or folder.  [default: digits]")
+@data_root
+@click.option(
+    "--labels", metavar="N", type=click.IntRange(min=0), help="Keep so many train labels, balanced over the classes."
+)
+@click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file.")
+@click.option("--epochs", metavar="N", type=_AT_LEAST_1, help="Passes through the train rows.")
+@click.option("--steps", metavar="N", type=_AT_LEAST_1, help="Steps, instead of epochs.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of matrix products.  [default: auto]")
+@click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="Compile the steps.  [default: auto]")
+@click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of the recipe; may be repeated.")
+@click.option(
+    "--on-nan", type=click.Choice(["stop", "skip", "rollback"]), help="What a loss not finite does.  [default: stop]"
+)
+@click.option("--config", type=click.Path(exists=True, **{"dir_okay": False, "path_type": Path}), help="TOML file.")
+@click.option("--print-config", is_flag=True, help="Print the configuration as TOML, for --config, and stop.")
+@click.option("--out", metavar="DIR", help="New run folder.  [default: runs/RECIPE-DATA-SEED]")
+@as_json
+def train(
+    recipe: str | None,
+    options: tuple[str, ...],
+    config: Path | None,
+    print_config: bool,
+    out: str | None,
+    as_json: bool,
+    **typed: Any,
+) -> None:
+    """Train RECIPE and judge it on test rows.
+
+    RECIPE is a name from `ppgen list`, or your own: my_model.py:recipe
+    """
+    with heeded() as interruption:
+        from ppgen.configuration import read_request
+        from ppgen.runs import Run, resolve
+
+        request = read_request(config, {"recipe": recipe, **_nested(typed)}, options)
+        resolved = resolve(request, _find(request.recipe))
+        if print_config:
+            display.write(resolved.to_toml())
+            return
+        with failures.memory_of(resolved.options, prefix="--set "):
+            _train_and_judge(Run.create(request, out), interruption, as_json=as_json)
+
+
+@commands.command()
+@click.argument("run")
+@own_recipe
+@data_root
+@as_json
+def resume(run: str, recipe: str | None, data_root: str | None, as_json: bool) -> None:
+    """Go on with RUN, a run folder, exactly where it stopped; judge a finished one again."""
+    with heeded() as interruption:
+        opened = _open(run, recipe, data_root)
+        with failures.memory_of(opened.config.options, prefix="--set "):
+            _train_and_judge(opened, interruption, as_json=as_json)
+
+
+@commands.command()
+@click.argument("run")
+@click.option(
+    "--measure", "measures", type=click.Choice(["nll", "accuracy", "elbo"]), multiple=True, help="May be repeated."
+)
+@click.option("--particles", metavar="N", type=_AT_LEAST_1, help="Draws a row.  [default: the recipe's]")
+@click.option("--arviz", type=_FILE, metavar="FILE.nc", help="Write draws of everything for ArviZ.")
+@own_recipe
+@data_root
+@as_json
+def evaluate(
+    run: str,
+    measures: tuple[str, ...],
+    particles: int | None,
+    arviz: Path | None,
+    recipe: str | None,
+    data_root: str | None,
+    as_json: bool,
+) -> None:
+    """Judge RUN, a run folder, on test rows; nothing is written into it."""
+    from ppgen import exports
+
+    if arviz:
+        exports.check_file(arviz, (".nc",))
+    opened = _open(run, recipe, data_root)
+    sizes = {"particles": particles or opened.recipe.particles}
+    with failures.memory_of(sizes, prefix="--"), display.waiting("Judging on test rows ..."):
+        document = opened.result(particles=particles, **({"measures": measures} if measures else {}))
+        rows = exports.write_arviz(opened, arviz) if arviz else 0
+    _show(document, opened, as_json=as_json)
+    if arviz:
+        display.say(f"Wrote {arviz}: {exports.DRAWS} draws for {rows:,} test rows.")
+
+
+@commands.command()
+@click.argument("run")
+@click.option("-n", "--number", metavar="N", type=_AT_LEAST_1, default=100, help="How many.")
+@click.option("--label", metavar="Y", help="Only of this class, by name or number.")
+@click.option("--out", type=_FILE, metavar="FILE", help=".png, .npz or .npy.  [default: RUN-samples.png or .npz]")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Seed of the draws.")
+@own_recipe
+@data_root
+def sample(
+    run: str, number: int, label: str | None, out: Path | None, seed: int, recipe: str | None, data_root: str | None
+) -> None:
+    """Draw samples from the model of RUN, a run folder.
+
+    A .png shows the means of images, a .npz holds draws and means, a .npy the draws of x.
+    """
+    from ppgen import exports
+
+    if out:
+        exports.check_file(out, exports.FORMATS)
+    opened = _open(run, recipe, data_root)
+    path = out or exports.default_file(opened)
+    with failures.memory_of({"number": number}, prefix="--"):
+        exports.write_samples(opened, path, number, label=label, seed=seed)
+    display.write(f"Wrote {number:,} samples to {display.short(path)}")
+
+
+def _nested(typed: dict[str, Any]) -> dict[str, Any]:
+    """Brings options to the shape of a configuration; those not given are left out."""
+    given = {key: value for key, value in typed.items() if value is not None}
+    names = {"data": "name", "data_root": "root", "labels": "labels", "label_column": "label_column"}
+    data = {inner: given.pop(outer) for outer, inner in names.items() if outer in given}
+    return {**given, "data": data}
+
+
+def _find(recipe: str) -> "Entry":
+    from ppgen.recipes import find
+
+    if ":" in recipe:
+        display.say(f"Running the code of {recipe.rpartition(':')[0]}.")
+    return find(recipe)
+
+
+def _open(run: str, recipe: str | None, data_root: str | None) -> "Run":
+    from ppgen.runs import Run
+
+    if recipe:
+        display.say(f"Running the code of {recipe.rpartition(':')[0]}.")
+    return Run.open(run, recipe=recipe, data_root=data_root)
+
+
+def _train_and_judge(run: "Run", interruption: "Interruption", *, as_json: bool) -> None:
+    with run.folder.lock():
+        display.show_start(run)
+        with display.progress(run) as show_record:
+            for record in interruption.train(run):
+                show_record(record)
+        with display.waiting("Judging on test rows ..."):
+            document = run.judge()
+    _show(document, run, as_json=as_json)
+    if not as_json:
+        display.show_ways_on(document)
+
+
+def _show(document: "Record", run: "Run", *, as_json: bool) -> None:
+    if as_json:
+        display.write(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        display.show_result(document, rows=len(run.data.test["x"]))

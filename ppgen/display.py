@@ -1,0 +1,244 @@
+"""What the command line shows: tables, progress, results, warnings; plain lines off a terminal."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ppgen.runs import Record, Run
+
+WIDTH = 120
+"""Columns of a table off a terminal."""
+LINES = 12
+"""How many plain lines tell of a training."""
+_LIBRARIES = r"(torch|torchvision|pyro|arviz|sklearn|matplotlib|numpy|scipy|pandas|xarray)(\.|$)"
+_NOISY = ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo", "torch._functorch")
+
+
+def console(*, error: bool = False) -> Console:
+    """Returns the console of standard output, or of standard error."""
+    stream = sys.stderr if error else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(stderr=error, width=width, highlight=False)
+
+
+def say(message: str, *, style: str = "") -> None:
+    """Prints a message to standard error."""
+    console(error=True).print(Text(message, style=style), soft_wrap=True)
+
+
+def write(message: str) -> None:
+    """Prints text to standard output, as it is."""
+    sys.stdout.write(message if message.endswith("\n") else message + "\n")
+
+
+def show_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str = "",
+    right: Sequence[int] = (),
+) -> None:
+    """Prints a table to standard output; columns numbered in ``right`` are flush right."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console().print(table)
+
+
+# -------------------------------------------------------------------------------------------------- messages
+
+
+class _Messages(logging.Handler):
+    """Prints what ppgen logs, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one record."""
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: "
+        say(" ".join(f"{prefix}{record.getMessage()}".split()), style="yellow" if prefix else "")
+
+
+@contextlib.contextmanager
+def messages() -> Iterator[None]:
+    """Within it, ppgen's log and the user's warnings go to standard error, and libraries keep quiet."""
+    logger = logging.getLogger("ppgen")
+    before, propagate = logger.level, logger.propagate
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    handler = _Messages()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", module=_LIBRARIES)
+            warnings.showwarning = lambda message, *_: logger.warning("%s", message)
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        logger.propagate = propagate
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+def show_start(run: "Run") -> None:
+    """Says what will be trained, how, and where."""
+    say(run.data.card())
+    parameters = sum(leaf.numel() for leaf in run.trainer.leaves.values())
+    per_epoch = run.batches.steps_per_epoch
+    compiled = {True: "compiled", False: "not compiled", None: "maybe compiled later"}[run.trainer.compiled]
+    threads = f"{run.threads} thread{'s' if run.threads > 1 else ''}"
+    say(
+        f"\n{run.config.recipe}: {parameters:,} parameters; {run.steps:,} steps, {per_epoch:,} an epoch;"
+        f" steps are {compiled}; {run.trainer.device}, {threads}, {run.trainer.precision}"
+    )
+    say(f"Run folder: {short(run.folder.path)}\n")
+    if run.trainer.steps >= run.steps:
+        say("Training is finished; judging it again.")
+    elif run.trainer.steps:
+        say(f"Going on at step {run.trainer.steps:,}.")
+
+
+def short(path: str | Path) -> str:
+    """Returns a path as the user would type it."""
+    path = Path(path)
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+@contextlib.contextmanager
+def progress(run: "Run") -> Iterator[Callable[["Record"], None]]:
+    """Shows the records of a training: a bar on a terminal, a dozen lines elsewhere."""
+    target = console(error=True)
+    clock = _Clock(run.steps)
+    if not target.is_terminal:
+        yield _plain(run, clock)
+        return
+    columns = (BarColumn(bar_width=None), TextColumn("{task.description}"))
+    with Progress(*columns, console=target, expand=True, refresh_per_second=4) as bar:
+        task = bar.add_task(
+            "compiling ..." if run.trainer.compiled else "starting ...", total=run.steps, completed=run.trainer.steps
+        )
+        yield lambda record: bar.update(task, completed=record["step"], description=_line(record, run, clock))
+
+
+def _plain(run: "Run", clock: "_Clock") -> Callable[["Record"], None]:
+    shown = -1
+
+    def show(record: "Record") -> None:
+        nonlocal shown
+        line = _line(record, run, clock)
+        part = record["step"] * LINES // run.steps
+        if part > shown:
+            shown = part
+            say(f"step {record['step']:,}  {line}")
+
+    return show
+
+
+class _Clock:
+    """Tells the time left from the pace of the latest tenth of the steps, so that compiling is soon forgotten."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._seen: list[tuple[int, float]] = []
+
+    def left(self, step: int) -> str:
+        """Returns the time left after ``step``; empty at the first call."""
+        now = time.monotonic()
+        self._seen = [*(seen for seen in self._seen if seen[0] >= step - self.steps // 10), (step, now)]
+        first, start = self._seen[0]
+        if step == first:
+            return ""
+        seconds = round((self.steps - step) * (now - start) / (step - first))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+
+
+def _line(record: "Record", run: "Run", clock: _Clock) -> str:
+    epochs = run.steps / run.batches.steps_per_epoch
+    parts = [f"epoch {record['epoch']:.1f}/{epochs:.1f}".replace(".0", "")]
+    parts += [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("loss/")]
+    bound = record.get("validation_bound", record.get("loss"))
+    parts += [f"bound {bound:.2f} nats"] if bound is not None else []
+    if "validation_accuracy" in record:
+        parts.append(f"accuracy {100 * record['validation_accuracy']:.1f} %")
+    return "  ".join([*parts, f"{record['images_per_second']:,.0f} images/s", clock.left(record["step"])]).rstrip()
+
+
+@contextlib.contextmanager
+def waiting(message: str) -> Iterator[None]:
+    """Shows that something is going on, on a terminal."""
+    target = console(error=True)
+    if not target.is_terminal:
+        yield
+        return
+    with target.status(message):
+        yield
+
+
+# -------------------------------------------------------------------------------------------------- results
+
+
+def show_result(document: Mapping[str, Any], *, rows: int) -> None:
+    """Prints a judged result as a table to standard output."""
+    test, baselines = document["test"], document.get("baselines", {})
+    table = []
+    if "accuracy" in test:
+        table.append(("accuracy", _percent(test["accuracy"])))
+    table += [(f"  {name.replace('_', ' ')}", _percent(found)) for name, found in baselines.items()]
+    for name, title in (("nll", "NLL, at most"), ("elbo", "ELBO")):
+        if name in test:
+            table.append((title, _nats(test[name])))
+    captions = []
+    if baselines:
+        captions.append("Baselines saw the same labels only (label spreading the unlabelled rows too).")
+    if "accuracy" in test:
+        captions.append("Intervals: 95 %.")
+    title = f"{document['recipe']} on {rows:,} test rows of {document['data']}, after {document['steps']:,} steps"
+    show_table(title, ("measure", "value"), table, caption=" ".join(captions))
+
+
+def show_ways_on(document: Mapping[str, Any]) -> None:
+    """Says where the pictures are, and what can be done with a run."""
+    folder = Path(document["run"])
+    pictures = [name for name in ("samples.png", "reconstructions.png", "training.png") if (folder / name).exists()]
+    run = short(folder)
+    if pictures:
+        write(f"Pictures: {', '.join(str(Path(run, name)) for name in pictures)}")
+    write(f"Go on with: ppgen evaluate {run}, ppgen sample {run}, ppgen resume {run}")
+
+
+def _percent(found: Mapping[str, float]) -> str:
+    return f"{100 * found['value']:.1f} %  ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
+
+
+def _nats(found: Mapping[str, Any]) -> str:
+    if found["value"] is None:
+        return "not finite"
+    error = "" if found["stderr"] is None else f" ± {found['stderr']:.2f}"
+    return f"{found['value']:.2f}{error} nats  ({found['particles']:,} particles)"
