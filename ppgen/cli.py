@@ -36,8 +36,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             code = commands.main(arguments, prog_name="ppgen", standalone_mode=False)
             sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except SystemExit as error:  # help, where no command was given
-        return error.code if isinstance(error.code, int) else 1
+    except SystemExit as error:
+        # 2: help, where no command was given; 1: what rich makes of a reader that left early
+        return failures.BROKEN_PIPE if error.code == 1 else int(error.code or 0)
     except BaseException as error:
         failures.show_traceback(error)
         code, line = failures.explain(error)
@@ -47,7 +48,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
-@click.group(context_settings=_SETTINGS)
+class _InOrder(click.RichGroup):
+    """Lists the commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns their names."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings=_SETTINGS)
 @click.version_option(ppgen.__version__, message="ppgen %(version)s")
 def commands() -> None:
     """Train any Pyro model, with any guide, by any objective; judge it, and go on from there.

@@ -59,6 +59,12 @@ class Graph:
         targets = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
         self.constants: dict[str, Tensor] = {target: getattr(module, target) for target in targets}
 
+    @property
+    def outputs(self) -> list[fx.Node]:
+        """The nodes that the function returns."""
+        (output,) = (node for node in self.module.graph.nodes if node.op == "output")
+        return list(output.args[0])  # type: ignore[arg-type]
+
     def __len__(self) -> int:
         return len(self.module.graph.nodes)
 
@@ -75,6 +81,15 @@ class Graph:
                 if one is not two and not _same(one, two):
                     return f"a tensor made from Python values changes from step to step ({a.target})"
         return None if len(ours) == len(theirs) else "its number of operations differs from step to step"
+
+    def keep_noise(self) -> None:
+        """Appends every random draw to the outputs.
+
+        The compiler would leave out draws that nothing uses, and all later ones would differ from an eager run's.
+        """
+        draws = [node for node in self.module.graph.nodes if _is_random(node)]
+        (output,) = (node for node in self.module.graph.nodes if node.op == "output")
+        output.args = ([*self.outputs, *draws],)
 
     def lift(self, other: "Graph") -> list[Tensor]:
         """Turns tensors that both runs close over into leading inputs and returns them."""
@@ -97,6 +112,10 @@ class Graph:
         return lifted
 
 
+def _is_random(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+
+
 def _same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)
 
@@ -111,7 +130,8 @@ def record(function: Function, inputs: Sequence[Tensor]) -> Graph:
         with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
             return Graph(make_fx(function)(*inputs))
     except Exception as error:
-        raise CompileError(_reason(error)) from error
+        statement = _users_statement(error)
+        raise CompileError(_reason(error) + (f", at {statement}" if statement else "")) from error
 
 
 def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> Function:
@@ -134,6 +154,8 @@ def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequen
         other = record(function, [x.roll(1, 0) if x.dim() else x for x in inputs])
     if (difference := graph.difference(other)) is not None:
         raise CompileError(difference)
+    results = len(graph.outputs)
+    graph.keep_noise()
     lifted = graph.lift(other)
     try:
         with torch.no_grad(), preserved(state):
@@ -145,7 +167,7 @@ def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequen
 
     def call(*tensors: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
-            return compiled(*lifted, *tensors)  # type: ignore[no-any-return]
+            return list(compiled(*lifted, *tensors))[:results]
 
     return call
 
@@ -159,10 +181,9 @@ def _reason(error: Exception) -> str:
     text = str(error).strip().split("\n")[0] or type(error).__name__
     if "_local_scalar_dense" in text or "data-dependent" in text:
         text = "it reads the value of a tensor in Python (.item(), if, float())"
-    if "compiler" in type(error).__name__.lower():
+    if "InvalidCxxCompiler" in f"{type(error).__name__}: {text}":
         text = "no working C++ compiler was found"
-    statement = _users_statement(error)
-    return f"{text[:200]}{f', at {statement}' if statement else ''}"
+    return text[:200]
 
 
 def _users_statement(error: Exception) -> str | None:

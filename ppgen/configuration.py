@@ -36,7 +36,7 @@ class Resolved(_Strict):
     steps: int
     device: str
     precision: str
-    compiled: bool | None
+    compiled: bool | None = None
     threads: int
     fingerprint: str
     versions: dict[str, str]
@@ -45,11 +45,11 @@ class Resolved(_Strict):
 class Config(_Strict):
     """Everything needed to repeat a run."""
 
-    format: int = FORMAT
+    format: int = pydantic.Field(default=FORMAT, ge=1, strict=True)
     recipe: str
-    seed: int = pydantic.Field(default=0, ge=0)
-    epochs: int | None = pydantic.Field(default=None, ge=1)
-    steps: int | None = pydantic.Field(default=None, ge=1)
+    seed: int = pydantic.Field(default=0, ge=0, strict=True)
+    epochs: int | None = pydantic.Field(default=None, ge=1, strict=True)
+    steps: int | None = pydantic.Field(default=None, ge=1, strict=True)
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -65,6 +65,18 @@ class Config(_Strict):
         )
 
 
+def identity(config: Config) -> dict[str, str]:
+    """Returns what makes a run this one and no other, as text by name: a checkpoint fits if it has the same.
+
+    How long it trains is left out, and so is how it computes.
+    """
+    fixed = {"recipe": config.recipe, "seed": config.seed, "labels": config.data.labels}
+    if config.resolved is not None:
+        fixed["data"] = config.resolved.fingerprint
+    options = {f"option {name}": _writable(value) for name, value in config.options.items() if name != "epochs"}
+    return {name: str(value) for name, value in {**fixed, **options}.items()}
+
+
 def read_config(values: dict[str, Any], *, source: str) -> Config:
     """Checks nested values, as read from a TOML file or the command line.
 
@@ -73,6 +85,8 @@ def read_config(values: dict[str, Any], *, source: str) -> Config:
     """
     if isinstance(values.get("format"), int) and values["format"] > FORMAT:
         raise ConfigError(f"{source} has format {values['format']}; this version of ppgen reads up to {FORMAT}")
+    if "epochs" in values and "steps" in values:
+        raise ConfigError(f"{source} has both epochs and steps: give one of them")
     try:
         return Config(**values)
     except pydantic.ValidationError as error:
@@ -83,6 +97,8 @@ def read_config(values: dict[str, Any], *, source: str) -> Config:
             near = difflib.get_close_matches(str(first["loc"][-1]), fields, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(fields)}"
             raise ConfigError(f"{source}: there is no key '{key}': {hint}") from error
+        if first["type"] == "missing":
+            raise ConfigError(f"{source}: '{key}' is missing") from error
         raise ConfigError(f"{source}: '{key}': {first['msg'].lower()}; got {first['input']!r}") from error
 
 
@@ -163,8 +179,11 @@ def versions() -> dict[str, str]:
     """Returns the versions that a run's bits depend on."""
     from importlib.metadata import version
 
-    names = {"ppgen": "ppgen", "torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy"}
-    found = {"python": platform.python_version()}
+    import torch
+
+    names = {"ppgen": "ppgen", "pyro": "pyro-ppl", "numpy": "numpy"}
+    # torch's own word names the build too: 2.11.0+cpu
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for name, distribution in names.items():
         try:
             found[name] = version(distribution)
@@ -181,7 +200,11 @@ def free_cores() -> int:
         cores = min(cores, max(1, math.floor(int(quota) / int(period)))) if quota != "max" else cores
     except (OSError, ValueError):
         pass
-    return max(1, cores - round(os.getloadavg()[0]))
+    try:
+        busy = round(os.getloadavg()[0])
+    except OSError:
+        busy = 0
+    return max(1, cores - busy)
 
 
 def threads_for(parameters: int, batch_size: int) -> int:

@@ -53,12 +53,14 @@ def show_table(
     right: Sequence[int] = (),
 ) -> None:
     """Prints a table to standard output; columns numbered in ``right`` are flush right."""
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console().print(table)
+    if caption:
+        write(f"{caption}\n\n")
 
 
 # -------------------------------------------------------------------------------------------------- messages
@@ -181,7 +183,9 @@ class _Clock:
 
 def _line(record: "Record", run: "Run", clock: _Clock) -> str:
     epochs = run.steps / run.batches.steps_per_epoch
-    parts = [f"epoch {record['epoch']:.1f}/{epochs:.1f}".replace(".0", "")]
+    digits = 1 if epochs >= 10 else 2
+    length = f"{epochs:,.{digits}f}".removesuffix(f".{'0' * digits}")
+    parts = [f"epoch {record['epoch']:,.{digits}f}/{length}"]
     parts += [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("loss/")]
     bound = record.get("validation_bound", record.get("loss"))
     parts += [f"bound {bound:.2f} nats"] if bound is not None else []
@@ -214,13 +218,12 @@ def show_result(document: Mapping[str, Any], *, rows: int) -> None:
     for name, title in (("nll", "NLL, at most"), ("elbo", "ELBO")):
         if name in test:
             table.append((title, _nats(test[name])))
-    captions = []
+    caption = "Intervals: 95 %." if "accuracy" in test else ""
     if baselines:
-        captions.append("Baselines saw the same labels only (label spreading the unlabelled rows too).")
-    if "accuracy" in test:
-        captions.append("Intervals: 95 %.")
+        caption += " The baselines saw the same labels only"
+        caption += "; label spreading, the unlabelled rows too." if "label_spreading" in baselines else "."
     title = f"{document['recipe']} on {rows:,} test rows of {document['data']}, after {document['steps']:,} steps"
-    show_table(title, ("measure", "value"), table, caption=" ".join(captions))
+    show_table(title, ("measure", "value"), table, caption=caption)
 
 
 def show_ways_on(document: Mapping[str, Any]) -> None:
@@ -241,4 +244,4 @@ def _nats(found: Mapping[str, Any]) -> str:
     if found["value"] is None:
         return "not finite"
     error = "" if found["stderr"] is None else f" ± {found['stderr']:.2f}"
-    return f"{found['value']:.2f}{error} nats  ({found['particles']:,} particles)"
+    return f"{found['value']:.2f}{error} nats  ({found['particles']:,} particle{'s' if found['particles'] > 1 else ''})"

@@ -15,7 +15,9 @@ import click
 from ppgen.errors import PpgenError
 
 _STORAGE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
-_INTERRUPTED, _BROKEN_PIPE, _STORAGE_FAILED, _USAGE = 130, 141, 6, 2
+_INTERRUPTED, _STORAGE_FAILED, _USAGE = 130, 6, 2
+BROKEN_PIPE = 141
+"""What shells make of SIGPIPE."""
 
 
 class Interrupted(BaseException):
@@ -41,7 +43,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return _INTERRUPTED, "Stopped."
     if isinstance(error, BrokenPipeError):
-        return _BROKEN_PIPE, ""
+        return BROKEN_PIPE, ""
     code, message = _described(error)
     return code, "Error: " + " ".join(message.split())
 
@@ -101,6 +103,7 @@ def memory_of(options: Mapping[str, Any], *, prefix: str) -> Iterator[None]:
 
 def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
     context = getattr(error, "ctx", None)
     return f"{message} (see {context.command_path} --help)" if context else message
 

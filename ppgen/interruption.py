@@ -66,7 +66,7 @@ class Interruption:
 
 @contextlib.contextmanager
 def heeded() -> Iterator[Interruption]:
-    """Heeds SIGINT and SIGTERM, unless whoever started this process had it ignore them; restores handlers at the end."""
+    """Heeds SIGINT and SIGTERM within it; one that this process was told to ignore from outside stays ignored."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
         yield interruption

@@ -81,8 +81,9 @@ class Player:
     @contextlib.contextmanager
     def _plain(self) -> Iterator[None]:
         # the optimizer's plain implementation, which the compiler fuses by itself, without a look at values
-        plain = {"fused": False, "foreach": False, "capturable": True}
         groups = self.optimizer.param_groups
+        # one that is not capturable (SGD) takes its learning rate as a tensor only in its implementation for lists
+        plain = {"fused": False, "foreach": "capturable" not in groups[0], "capturable": True}
         saved = [{key: group[key] for key in plain if key in group} for group in groups]
         for group in groups:
             group.update({key: value for key, value in plain.items() if key in group})
@@ -98,6 +99,20 @@ class Player:
             group["lr"].mul_(factor)
         if self.schedule:
             self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
+
+    def advance(self) -> bool:
+        """Advances the schedule by a step; returns whether it changed more than the learning rate."""
+        if self.schedule is None:
+            return False
+        before = self._settings()
+        self.schedule.step()
+        return before != self._settings()
+
+    def _settings(self) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
+            for group in self.optimizer.param_groups
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the leaves, and what optimizer and scheduler keep."""

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 
 from ppgen import data as datasets
-from ppgen.configuration import Config, Resolved, from_toml, read_config, threads_for, versions
+from ppgen.configuration import Config, Resolved, from_toml, identity, read_config, threads_for, versions
 from ppgen.data import Dataset
-from ppgen.devices import choose_device
+from ppgen.devices import all_random_states, choose_device, set_all_random_states
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.recipes import Entry, find
 from ppgen.storage import Checkpoint, RunFolder, pack, unpack
@@ -32,7 +33,7 @@ logger = logging.getLogger("ppgen")
 
 
 def resolve(config: Config, entry: Entry) -> Config:
-    """Returns the configuration with every default of the recipe filled in.
+    """Returns the configuration with every default of the recipe filled in, and paths that hold from any folder.
 
     Raises:
         ConfigError: if an option is unknown or has a wrong value.
@@ -40,9 +41,13 @@ def resolve(config: Config, entry: Entry) -> Config:
     options = dict(config.options)
     if config.epochs is not None and "epochs" in entry.defaults():
         options["epochs"] = config.epochs
-    data = config.data
-    if data.labels is None and data.name in datasets.names():
-        data = data.model_copy(update={"labels": entry.labels})
+    data = config.data.model_copy()
+    if data.name in datasets.names():
+        data.labels = entry.labels if data.labels is None else data.labels
+    elif os.path.exists(os.path.expanduser(data.name)):
+        data.name = os.path.abspath(os.path.expanduser(data.name))
+    if data.root is not None:
+        data.root = os.path.abspath(os.path.expanduser(data.root))
     resolved = entry.resolve(data.name, options)
     return config.model_copy(update={"options": resolved, "data": data})
 
@@ -89,6 +94,7 @@ class Run:
             nonfinite="skip" if config.on_nan == "skip" else "raise",
         )
         self.seconds = 0.0
+        self._metrics_size = 0
         self._rollbacks = 0
         self._set_up(resolved)
 
@@ -142,10 +148,12 @@ class Run:
         Args:
             path: the run folder.
             recipe: names the user's own recipe again, since opening a folder runs no code that the folder names.
-            data_root: where data sets lie on this machine.
+            data_root: where data sets lie on this machine; the user's own file may have moved there too.
 
         Raises:
             CheckpointError: if the folder, its data or its checkpoints do not fit.
+            ConfigError: if its configuration is not valid, or its recipe is the user's own and not named.
+            DataError: if its data are not there.
         """
         folder = RunFolder.open(path)
         source = str(folder.path / "config.toml")
@@ -153,11 +161,9 @@ class Run:
         resolved = config.resolved
         if resolved is None:
             raise CheckpointError(f"{source} is not that of a run: it has no [resolved] part")
-        if ":" in config.recipe and recipe is None:
-            raise ConfigError(f"this run's recipe is your own code: name it again with --recipe {config.recipe}")
-        entry = find(recipe or config.recipe)
+        entry = _recipe_of(config, recipe)
         if data_root is not None:
-            config.data.root = str(data_root)
+            _find_data_below(config, Path(data_root))
         data = load_data(config)
         if data.fingerprint != resolved.fingerprint:
             raise CheckpointError(
@@ -171,6 +177,8 @@ class Run:
             logger.warning("versions have changed (%s): the run continues, but not bit for bit", ", ".join(changed))
         config.options = entry.resolve(config.data.name, config.options)
         run = cls(config, entry, data)
+        if run.steps != resolved.steps:
+            logger.warning("the run now has %d steps; its schedule was made for %d", run.steps, resolved.steps)
         run.folder = folder
         run.load()
         return run
@@ -181,7 +189,7 @@ class Run:
         """Loads the newest valid checkpoint; a run that has none yet starts from its beginning.
 
         Raises:
-            CheckpointError: if there are checkpoints but no valid one, or it is of another recipe.
+            CheckpointError: if there are checkpoints but no valid one, or it is of another run.
         """
         if not self.folder.checkpoints():
             return
@@ -192,34 +200,39 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         meta = checkpoint.meta
-        if meta["recipe"] != self.config.recipe:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.step} of {self.folder.path} is of recipe '{meta['recipe']}';"
-                f" expected '{self.config.recipe}'"
-            )
+        for key, value in identity(self.config).items():
+            if meta["identity"].get(key, value) != value:
+                raise CheckpointError(
+                    f"checkpoint {checkpoint.step} of {self.folder.path} is of another run than its config.toml:"
+                    f" expected {key} {value}; got {meta['identity'][key]}"
+                )
         self.trainer.load_state_dict(unpack(checkpoint.tensors, meta["state"]))
         self.batches.position = meta["position"]
         self.seconds = meta["seconds"]
         self._metrics_size = meta["metrics_size"]
+        self._rollbacks = meta["rollbacks"]
 
     def save(self) -> Path:
         """Writes a checkpoint of the present step.
 
         Raises:
-            DivergedError: if a parameter is not finite; such a state is never written.
+            DivergedError: if what was trained is not finite; such a state is never written.
             StorageError: if it cannot be written; older checkpoints stay.
         """
         self.trainer.check_finite()
-        for name, leaf in self.trainer.leaves.items():
-            if not leaf.isfinite().all():
-                raise DivergedError(f"parameter '{name}' is not finite at step {self.trainer.steps}")
         tensors, state = pack(self.trainer.state_dict())
+        for name, tensor in tensors.items():
+            # a program's buffers may hold infinities from the first, such as the mask of an attention
+            if name.startswith(("players/", "average/")) and not tensor.isfinite().all():
+                what = name.rpartition("/")[2]
+                raise DivergedError(f"'{what}' is not finite after step {self.trainer.steps}: lower the learning rate")
         meta = {
             "state": state,
             "position": self.batches.position,
             "seconds": self.seconds,
-            "recipe": self.config.recipe,
+            "identity": identity(self.config),
             "metrics_size": self.folder.metrics_size,
+            "rollbacks": self._rollbacks,
         }
         return self.folder.save_checkpoint(self.trainer.steps, tensors, meta)
 
@@ -235,20 +248,25 @@ class Run:
             DivergedError: if a step was not finite (under "rollback", after three roll-backs).
             StorageError: if the folder cannot be written.
         """
-        if not self.folder.checkpoints():
-            self.folder.write_text("config.toml", self.config.to_toml())
-            self.folder.truncate_metrics(0)
-        else:
-            self.folder.truncate_metrics(self._metrics_size)
+        self._begin()
         every = max(1, self.steps // REPORTS)
         between = every * max(1, REPORTS // CHECKPOINTS)
         while self.trainer.steps < self.steps and not until():
             try:
                 yield from self._window(every, until)
-                if self.trainer.steps % between == 0:
+                if self.trainer.steps % between == 0 or self.trainer.steps == self.steps:
                     self.save()
             except DivergedError as error:
                 self._roll_back(error)
+        self.save()
+
+    def _begin(self) -> None:
+        if self.folder.checkpoints():
+            self.folder.truncate_metrics(self._metrics_size)
+            return
+        self.folder.write_text("config.toml", self.config.to_toml())
+        self.folder.truncate_metrics(0)
+        # a disk that cannot hold checkpoints shows at once, and a loss that diverges early has where to go back to
         self.save()
 
     def _window(self, every: int, until: Callable[[], bool]) -> Iterator[Record]:
@@ -266,15 +284,22 @@ class Run:
     def _validated(self) -> Record:
         from ppgen.evaluation.validation import validated
 
-        return validated(self.trainer, self.data)
+        # a look must not change what comes after it: a stopped run looks more often than one that goes through
+        random_states = all_random_states()
+        try:
+            return validated(self.trainer, self.data)
+        finally:
+            set_all_random_states(random_states)
 
     def _roll_back(self, error: DivergedError) -> None:
-        if self.config.on_nan != "rollback" or self._rollbacks >= MOST_ROLLBACKS or not self.folder.checkpoints():
+        if self.config.on_nan != "rollback" or self._rollbacks >= MOST_ROLLBACKS:
             raise error
-        self._rollbacks += 1
+        count = self._rollbacks + 1
         self.load()
         self.folder.truncate_metrics(self._metrics_size)
-        self.trainer.scale_learning_rate(0.5**self._rollbacks)
+        # the learning rate of the checkpoint may have been halved before it was written
+        self.trainer.scale_learning_rate(0.5 ** (count - self._rollbacks))
+        self._rollbacks = count
         logger.warning("%s; back to step %d with half the learning rate", error, self.trainer.steps)
 
     # ------------------------------------------------------------------------------------------------- judgement
@@ -340,6 +365,22 @@ def load_data(config: Config) -> Dataset:
     return datasets.load(
         data.name, data_root=data.root, labels=data.labels, label_column=data.label_column, seed=config.seed
     )
+
+
+def _recipe_of(config: Config, named: str | None) -> Entry:
+    own = ":" in config.recipe
+    if own and named is None:
+        raise ConfigError(f"this run's recipe is your own code: name it again with --recipe {config.recipe}")
+    if not own and named not in (None, config.recipe):
+        raise ConfigError(f"this run's recipe is '{config.recipe}'; got --recipe {named}")
+    return find(named or config.recipe)
+
+
+def _find_data_below(config: Config, root: Path) -> None:
+    config.data.root = str(root)
+    moved = root / Path(config.data.name).name
+    if config.data.name not in datasets.names() and not Path(config.data.name).exists() and moved.exists():
+        config.data.name = str(moved)
 
 
 def _seed(seed: int) -> None:

@@ -238,9 +238,9 @@ class Trainer:
             results |= self._run(index, batch)
         self.steps += 1
         self.objective.step.add_(1)
-        for player in self._players.values():
-            if player.schedule:
-                player.schedule.step()
+        changed = [player.advance() for player in self._players.values()]
+        if any(changed) and self.compiled:
+            self._stepper.stay_eager("the schedule changes more of the optimizer than its learning rate")
         return results
 
     def _run(self, index: int, batch: Batch) -> dict[str, Tensor]:

@@ -16,6 +16,17 @@ BUILDING_BLOCKS = {"errors", "programs", "nn"}
 STORAGE = {"errors", "files", "packing", "checkpoints"}
 TRAINING = {"errors", "programs", "objectives", "compilation", "devices", "players", "stepping", "streams"}
 LIBRARY = BUILDING_BLOCKS | STORAGE | TRAINING | {"data", "evaluation", "guides", "models", "storage", "training"}
+COMMAND_LINE = {
+    "__init__",
+    "recipes",
+    "configuration",
+    "runs",
+    "failures",
+    "display",
+    "interruption",
+    "exports",
+    "catalogue",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
@@ -36,9 +47,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": TRAINING,
     "evaluation": {"errors", "programs", "data"},
     "recipes": LIBRARY,
-    "runs": {*LIBRARY, "recipes"},
-    "cli": {*LIBRARY, "recipes", "runs"},
-    "__main__": {*LIBRARY, "recipes", "runs", "cli"},
+    "configuration": {"errors"},
+    "runs": {*LIBRARY, "recipes", "configuration"},
+    "failures": {"errors"},
+    "display": {"runs"},
+    "interruption": {"failures", "display", "runs"},
+    "exports": {*LIBRARY, "runs"},
+    "catalogue": {*LIBRARY, "recipes", "configuration", "runs", "display"},
+    "cli": COMMAND_LINE,
+    "__main__": {"cli"},
 }
 ONLY_TORCH = {"compilation"}
 SLOW_TO_IMPORT = {"arviz", "matplotlib", "pandas", "pyro", "scipy", "sklearn", "torch", "torchvision", "xarray"}

@@ -742,8 +742,8 @@ def test_stock_estimators_are_taken_as_they_are_in_nats_per_datum(kind: Any) -> 
     loss = kind().differentiable_loss(model, guide, batch["x"]) / 9
     leaves = programs.leaves(model, guide)
     theirs = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-    assert torch.equal(ours[0], loss.detach())
-    assert relative(ours[1], theirs) == 0
+    assert float(ours[0]) == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert relative(ours[1], theirs) < 1e-6
 
 
 def test_the_size_of_a_stock_loss_follows_the_batch() -> None:
@@ -847,7 +847,7 @@ def test_an_objective_is_a_loss_of_stock_svi() -> None:
     svi.evaluate_loss(x=x, y=REGRESSION["y"])
     assert int(objective.step) == 300, "looking is no step"
     assert sum(losses[-50:]) < sum(losses[50:100])
-    assert float(pyro.param("loc")) == pytest.approx(1.95, abs=0.2)
+    assert float(pyro.param("loc").detach()) == pytest.approx(1.95, abs=0.2)
     positional = SVI(regression, guide, pyro.optim.Adam({"lr": 0.05}), loss=ELBO())
     assert math.isfinite(positional.step(x, REGRESSION["y"]))
 

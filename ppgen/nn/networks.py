@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ppgen.errors import ConfigError
 from ppgen.nn.convolutional import ConvDecoder, ConvEncoder
 from ppgen.nn.layers import MLP, size_of
 
@@ -38,7 +39,7 @@ def encoder(
     ``hidden`` are the sizes of hidden layers; of a convolutional network, the channels and last the hidden layer.
     """
     if network == "conv":
-        *channels, width = hidden
+        channels, width = _channels_and_width(hidden)
         return ConvEncoder(shape, outputs, channels=channels, hidden=width, others=others, activation=activation)
     mlp = MLP([size_of(shape), *others], hidden, outputs, activation=activation, dropout=dropout)
     return _Flat(shape, mlp)
@@ -58,7 +59,16 @@ def decoder(
     ``hidden`` as in `encoder`: a convolutional decoder is the encoder of the same ``hidden`` mirrored.
     """
     if network == "conv":
-        *channels, width = hidden
+        channels, width = _channels_and_width(hidden)
         full = (shape[0] * per_value, *shape[1:])
         return ConvDecoder(inputs, full, channels=channels[::-1], hidden=width, activation=activation)
     return MLP(inputs, hidden[::-1], size_of(shape) * per_value, activation=activation)
+
+
+def _channels_and_width(hidden: Sequence[int]) -> tuple[Sequence[int], int]:
+    if len(hidden) < 2:
+        raise ConfigError(
+            "expected hidden of a convolutional network as channels and last the size of a hidden layer, 32,64,256 say;"
+            f" got {', '.join(map(str, hidden)) or 'nothing'}"
+        )
+    return hidden[:-1], hidden[-1]

@@ -125,7 +125,7 @@ class Stock(Objective):
         """See `Objective.loss`."""
         args, kwargs = programs.arguments(model, batch)
         if hasattr(self.elbo, "differentiable_loss"):
-            with programs.without_nan_warnings(self.elbo):
+            with programs.without_host_reads(self.elbo):
                 loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         else:
             loss = self._by_gradients(model, guide, args, kwargs)

@@ -18,7 +18,7 @@ from ppgen.programs.parameters import (
     quiet,
     registered,
     report_untrained_modules,
-    without_nan_warnings,
+    without_host_reads,
 )
 from ppgen.programs.weights import LogWeights, log_weights
 
@@ -51,5 +51,5 @@ __all__ = [
     "report_unused_columns",
     "run",
     "template",
-    "without_nan_warnings",
+    "without_host_reads",
 ]

@@ -5,24 +5,33 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import operator
 import sys
 import tomllib
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import torch
 
 from ppgen.data import Batches, Dataset, Together
 from ppgen.errors import ConfigError
-from ppgen.objectives import SemiSupervised
+from ppgen.objectives import SemiSupervised, as_objective
 from ppgen.players import Optimizer
 from ppgen.programs import Program
 
 OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+"""The type of an option that counts something there must be."""
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, pydantic.Field(ge=0, lt=1)]
+"""The type of an option from 0 up to, but not, 1."""
 
 
 def adam(
@@ -133,10 +142,13 @@ class Entry:
 
     @functools.cached_property
     def _fields(self) -> dict[str, tuple[Any, Any]]:
-        hints = typing.get_type_hints(self.function)
+        try:
+            hints = typing.get_type_hints(self.function, include_extras=True)
+        except (NameError, TypeError):  # names that the user's file imports for type checkers only
+            hints = {}
         parameters = list(inspect.signature(self.function).parameters.values())[1:]
         return {
-            p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
+            p.name: (hints.get(p.name, _type_of(p.default)), ... if p.default is p.empty else p.default)
             for p in parameters
             if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
         }
@@ -147,10 +159,10 @@ class Entry:
 
     def annotation(self, option: str) -> str:
         """Returns the type of an option as text."""
-        kind = self._fields[option][0]
-        return (
-            kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else str(kind).replace("typing.", "")
-        )
+        kind = _plain_type(self._fields[option][0])
+        if isinstance(kind, type) and not typing.get_args(kind):
+            return kind.__name__
+        return str(kind).replace("typing.", "")
 
     def resolve(self, data: str = "", given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Returns all options: the given ones over the defaults for the data set, checked against their types.
@@ -166,14 +178,24 @@ class Entry:
                 near = difflib.get_close_matches(name, self._fields, 1)
                 hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self._fields)}"
                 raise ConfigError(f"recipe '{self.name}' has no option '{name}': {hint}")
-        parsed = {name: _parsed(value, self._fields[name][0]) for name, value in given.items()}
-        config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-        schema: Any = pydantic.create_model("Options", __config__=config, **self._fields)  # type: ignore[call-overload]
+        values = self.defaults(data) | {name: self._checked(name, value) for name, value in given.items()}
+        missing = [name for name, value in values.items() if value is ...]
+        if missing:
+            raise ConfigError(f"recipe '{self.name}' needs option '{missing[0]}': give --set {missing[0]}=VALUE")
+        return values
+
+    def _checked(self, option: str, value: Any) -> Any:
+        annotation, default = self._fields[option]
+        if value in ("none", "None") and default is None:
+            return None
         try:
-            return dict(schema(**{**self.defaults(data), **parsed}))
+            adapter = pydantic.TypeAdapter(annotation)
+        except pydantic.errors.PydanticUserError:  # a class of the user's own
+            return value
+        try:
+            return adapter.validate_python(_parsed(value, annotation))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            option = ".".join(map(str, first["loc"][:1]))
             raise ConfigError(f"option '{option}': {first['msg'].lower()}; got {first['input']!r}") from error
 
     def build(self, data: Dataset, options: Mapping[str, Any]) -> Recipe:
@@ -188,26 +210,53 @@ class Entry:
         if not isinstance(built, Recipe):
             kind = type(built).__name__
             raise ConfigError(f"recipe '{self.name}' returned {kind}; expected (model, guide, objective) or a Recipe")
+        self._check_parts(built)
         return built if built.data is not None else replace(built, data=data)
+
+    def _check_parts(self, built: Recipe) -> None:
+        for part, program in (("model", built.model), ("guide", built.guide)):
+            if not callable(program):
+                raise ConfigError(f"recipe '{self.name}' returned {program!r} as its {part}; expected a callable")
+        try:
+            as_objective(built.objective)
+        except TypeError as error:
+            raise ConfigError(f"recipe '{self.name}': {error}") from error
+
+
+def _type_of(default: Any) -> Any:
+    """The type of an option without annotation."""
+    return Any if default is None or default is inspect.Parameter.empty else type(default)
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Leaves bounds out of a type: ``Annotated[int, ...] | None`` becomes ``int | None``."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _plain_type(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_plain_type, arguments))
+    return origin[tuple(map(_plain_type, arguments))] if origin in (tuple, list) else annotation
 
 
 def _parsed(value: Any, annotation: Any) -> Any:
     """Reads the text of one option; what is no text is left as it is."""
     if not isinstance(value, str):
         return value
-    if value.lower() in ("none", "null") and type(None) in typing.get_args(annotation):
-        return None
     kinds = [annotation, *typing.get_args(annotation)]
-    if any(typing.get_origin(kind) in (tuple, list) for kind in kinds):
-        try:
-            return tomllib.loads(f"value = {value}")["value"] if value.startswith("[") else _split(value)
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"expected values separated by commas; got '{value}'") from error
+    if value.lower() in ("none", "null") and type(None) in kinds:
+        return None
+    if any(kind in (tuple, list) or typing.get_origin(kind) in (tuple, list) for kind in kinds):
+        return _sequence(value)
     return value
 
 
-def _split(value: str) -> list[str]:
-    return [part.strip() for part in value.strip("()").split(",") if part.strip()]
+def _sequence(text: str) -> list[Any]:
+    inner = text.strip().strip("()[]").strip()
+    try:
+        values = tomllib.loads(f"values = [{inner}]")["values"]
+        return list(values)
+    except tomllib.TOMLDecodeError:  # words without quotation marks
+        return [part.strip() for part in inner.split(",") if part.strip()]
 
 
 def load_users(reference: str) -> Entry:
@@ -217,24 +266,43 @@ def load_users(reference: str) -> Entry:
         ConfigError: if there is no such file, module or function.
     """
     place, _, name = reference.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place)
-        if not path.is_file():
-            raise ConfigError(f"there is no file '{place}'")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if spec is None or spec.loader is None:
-            raise ConfigError(f"'{place}' is no Python file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise ConfigError(f"there is no module '{place}'") from error
+    module = _module_of_file(Path(place)) if place.endswith(".py") else _module_named(place)
     function = getattr(module, name, None)
     if isinstance(function, Entry):
         return replace(function, name=reference)
     if not callable(function):
-        raise ConfigError(f"'{place}' has no function '{name}'")
+        near = difflib.get_close_matches(name, vars(module), 1)
+        raise ConfigError(f"'{place}' has no function '{name}'" + (f": did you mean '{near[0]}'?" if near else ""))
     return Entry(reference, function)
+
+
+def _module_of_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"there is no file '{path}'")
+    # a name of its own, so that my_data/random.py hides no other module
+    spec = importlib.util.spec_from_file_location(f"ppgen_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"'{path}' is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    _look_for_modules_in(path.parent)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module_named(name: str) -> types.ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"expected a recipe as my_model.py:recipe or package.module:recipe; got '{name}'")
+    _look_for_modules_in(Path())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the module is there, one that it imports is not
+        raise ConfigError(f"there is no module '{name}'") from error
+
+
+def _look_for_modules_in(folder: Path) -> None:
+    """Lets the user's code import what lies beside it, as Python itself would; last, so that it hides nothing."""
+    if (place := str(folder.resolve())) not in sys.path:
+        sys.path.append(place)

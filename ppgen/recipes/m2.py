@@ -7,7 +7,7 @@ from ppgen import guides, models, nn
 from ppgen.data import Dataset
 from ppgen.errors import DataError
 from ppgen.objectives import ELBO, EnumeratedELBO, SemiSupervised
-from ppgen.recipes.base import Entry, Recipe, adam
+from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 from ppgen.recipes.vae import Likelihood
 
 IMAGES = {
@@ -26,28 +26,28 @@ COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none", "network": 
 def m2(
     data: Dataset,
     *,
-    z_dim: int = 16,
+    z_dim: Count = 16,
     likelihood: Likelihood = "bernoulli",
-    scale: float = 0.1,
-    levels: int = 256,
+    scale: Positive = 0.1,
+    levels: Count = 256,
     network: Literal["mlp", "conv"] = "mlp",
-    hidden: tuple[int, ...] = (128,),
-    classifier_hidden: tuple[int, ...] | None = None,
+    hidden: tuple[Count, ...] = (128,),
+    classifier_hidden: tuple[Count, ...] | None = None,
     activation: str = "relu",
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
     binarization: Literal["none", "static", "dynamic"] = "none",
-    alpha: float = 1.0,
-    labelled_share: float = 0.5,
-    beta: float = 1.0,
+    alpha: NotNegative = 1.0,
+    labelled_share: NotNegative = 0.5,
+    beta: NotNegative = 1.0,
     warmup: int = 0,
-    learning_rate: float = 2e-3,
+    learning_rate: Positive = 2e-3,
     schedule: Literal["constant", "cosine"] = "cosine",
-    clip: float | None = None,
-    average: float | None = 0.999,
-    batch_size: int = 100,
-    labelled_batch_size: int = 100,
-    epochs: int = 300,
-    evaluation_particles: int = 100,
+    clip: Positive | None = None,
+    average: Share | None = 0.999,
+    batch_size: Count = 100,
+    labelled_batch_size: Count = 100,
+    epochs: Count = 300,
+    evaluation_particles: Count = 100,
 ) -> Recipe:
     """Semi-supervised classifier M2: label and style generate the data, labels summed out where they are missing."""
     if data.classes is None:

@@ -5,7 +5,7 @@ from typing import Literal
 from ppgen import guides, models, nn
 from ppgen.data import Dataset
 from ppgen.objectives import ELBO
-from ppgen.recipes.base import Entry, Recipe, adam
+from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-fixed", "gaussian-full", "categorical"]
 
@@ -23,26 +23,26 @@ COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none", "network": 
 def vae(
     data: Dataset,
     *,
-    z_dim: int = 16,
+    z_dim: Count = 16,
     likelihood: Likelihood = "bernoulli",
-    scale: float = 0.1,
-    levels: int = 256,
+    scale: Positive = 0.1,
+    levels: Count = 256,
     network: Literal["mlp", "conv"] = "mlp",
-    hidden: tuple[int, ...] = (128,),
+    hidden: tuple[Count, ...] = (128,),
     activation: str = "relu",
     covariance: Literal["diagonal", "full"] = "diagonal",
     binarization: Literal["none", "static", "dynamic"] = "none",
-    beta: float = 1.0,
+    beta: NotNegative = 1.0,
     warmup: int = 0,
-    free_bits: float = 0.0,
-    particles: int = 1,
-    learning_rate: float = 2e-3,
+    free_bits: NotNegative = 0.0,
+    particles: Count = 1,
+    learning_rate: Positive = 2e-3,
     schedule: Literal["constant", "cosine"] = "cosine",
-    clip: float | None = None,
-    average: float | None = 0.999,
-    batch_size: int = 100,
-    epochs: int = 200,
-    evaluation_particles: int = 100,
+    clip: Positive | None = None,
+    average: Share | None = 0.999,
+    batch_size: Count = 100,
+    epochs: Count = 200,
+    evaluation_particles: Count = 100,
 ) -> Recipe:
     """Variational autoencoder: a Gaussian latent vector, a decoder, an amortised Gaussian guide."""
     chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
