@@ -330,6 +330,8 @@ class Trainer:
                 for name, gradient in zip(self._players[player].leaves, found, strict=True):
                     if gradient is not None and not gradient.isfinite().all():
                         return f"the gradient of '{name}'"
+                if not self._players[player].norm(found).isfinite():
+                    return "the norm of the gradient, which overflows"
             bad = [player for player, loss in losses.items() if not loss.isfinite()]
             return f"the loss of player '{bad[0]}'" if bad else "an overflow that did not recur"
         finally:

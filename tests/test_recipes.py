@@ -251,10 +251,16 @@ def test_an_objective_that_is_none_is_refused() -> None:
     def program(x: Any) -> None:
         return None
 
-    with pytest.raises(ConfigError, match="recipe 'mine': expected an objective"):
+    with pytest.raises(ConfigError, match="recipe 'mine': expected an Objective or one of Pyro's ELBOs; got int"):
         Entry("mine", lambda data: (program, program, 3)).build(datasets.load("digits"), {})
 
 
 def test_a_schedule_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected schedule constant or cosine; got 'linear'"):
         adam(schedule="linear")
+
+
+def test_a_full_covariance_of_many_values_starts_within_bounds(tmp_path: Path, files: dict[str, str]) -> None:
+    """An unscaled triangular factor of 126 values starts at a loss of 1e20."""
+    run = trained(tmp_path / "run", "vae", files["images"], steps=1, likelihood="gaussian-full")
+    assert run.folder.metrics()[0]["loss"] < 1e4

@@ -434,7 +434,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_back_to_the_start(
 def test_parameters_that_overflow_never_reach_a_checkpoint(tmp_path: Path, on_nan: str) -> None:
     """After one step the loss was finite, and the parameters are not."""
     config = tiny("leap", on_nan=on_nan, steps=1)
-    with pytest.raises(DivergedError, match="'model.height' is not finite after step 1: lower the learning") as caught:
+    with pytest.raises(DivergedError, match=r"'model\.height' is not finite after step 1: lower the learning") as caught:
         go_on(tmp_path / "run", config)
     assert caught.value.exit_code == 5
     assert checkpoints_of(tmp_path / "run") == [0]

@@ -1,5 +1,6 @@
 """Networks: they map ``(..., features)`` to ``(..., features)``, since enumeration and particles add dimensions."""
 
+from ppgen.nn.augmentation import random_affine
 from ppgen.nn.convolutional import ConvDecoder, ConvEncoder
 from ppgen.nn.layers import MLP, activation, fold, one_hot, size_of
 from ppgen.nn.likelihoods import Bernoulli, Categorical, Gaussian, likelihood
@@ -18,5 +19,6 @@ __all__ = [
     "fold",
     "likelihood",
     "one_hot",
+    "random_affine",
     "size_of",
 ]

@@ -30,6 +30,7 @@ class ConvEncoder(nn.Module):
         hidden: size of the hidden layer after the convolutions.
         others: features of further inputs.
         activation: name of the activation.
+        dropout: probability of dropping a feature of the convolutions and a hidden unit.
 
     Shapes:
         image ``(..., channels, height, width)``, others ``(..., features)``; output ``(..., outputs)``.
@@ -44,15 +45,17 @@ class ConvEncoder(nn.Module):
         hidden: int = 256,
         others: Sequence[int] = (),
         activation: str = "relu",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _check(shape)
         parts: list[nn.Module] = []
         for before, after in zip((shape[0], *channels[:-1]), channels, strict=True):
             parts += [nn.Conv2d(before, after, 3, stride=2, padding=1), layers.activation(activation)]
-        self.convolutions = nn.Sequential(*parts, nn.Flatten())
+        self.convolutions = nn.Sequential(*parts, nn.Flatten(), nn.Dropout(dropout))
         height, width = (_halved(size, len(channels)) for size in shape[1:])
-        self.head = MLP([channels[-1] * height * width, *others], [hidden], outputs, activation=activation)
+        sizes = [channels[-1] * height * width, *others]
+        self.head = MLP(sizes, [hidden], outputs, activation=activation, dropout=dropout)
 
     def forward(self, image: Tensor, *others: Tensor) -> Tensor:
         """Returns ``(..., outputs)``."""

@@ -1,5 +1,6 @@
 """Likelihoods: how a decoder's features become the distribution of a data site."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -122,7 +123,8 @@ def scale_tril(features: Tensor, size: int) -> Tensor:
     flat = features.new_zeros(*features.shape[:-1], size * size).scatter(-1, places, features)
     matrix = flat.unflatten(-1, (size, size))
     diagonal = softplus(matrix.diagonal(dim1=-2, dim2=-1)) + SMALLEST_SCALE
-    tril: Tensor = matrix.tril(-1) + torch.diag_embed(diagonal)
+    # smaller the more there are of them, or the inverse of a large factor grows beyond all bounds
+    tril: Tensor = matrix.tril(-1) / math.sqrt(size) + torch.diag_embed(diagonal)
     return tril
 
 

@@ -40,7 +40,9 @@ def encoder(
     """
     if network == "conv":
         channels, width = _channels_and_width(hidden)
-        return ConvEncoder(shape, outputs, channels=channels, hidden=width, others=others, activation=activation)
+        return ConvEncoder(
+            shape, outputs, channels=channels, hidden=width, others=others, activation=activation, dropout=dropout
+        )
     mlp = MLP([size_of(shape), *others], hidden, outputs, activation=activation, dropout=dropout)
     return _Flat(shape, mlp)
 
