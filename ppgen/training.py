@@ -97,7 +97,7 @@ class Trainer:
         self._players: dict[str, Player] = {}
         self._average = Average(average)
         self._buffers: dict[str, Tensor] = {}
-        self._stepper = Stepper(compile)
+        self._stepper = Stepper(compile, tolerance=5e-2 if self.precision == "bf16" else 1e-3)
         self._pending: dict[str, Any] | None = None
         self._unchecked: list[tuple[int, int, Batch, Tensor, Tensor]] = []
 

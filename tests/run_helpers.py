@@ -143,7 +143,8 @@ def killed_after(work: Work, path: Path, config: Config, seconds: float | None) 
     if seconds is not None:
         process.kill()
     process.join()
-    return process.exitcode
+    status: int | None = process.exitcode
+    return status
 
 
 @functools.cache

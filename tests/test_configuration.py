@@ -78,7 +78,7 @@ def test_defaults_depend_on_the_data_and_what_is_given_goes_over_them(name: str)
     for data, preset in entry.presets.items():
         assert data in names()
         resolved = resolve(Config(recipe=name, data={"name": data}), entry).options  # type: ignore[arg-type]
-        assert resolved == entry.resolve() | preset
+        assert resolved == entry.resolve() | dict(preset)
         given = resolve(Config(recipe=name, data={"name": data}, options={"z_dim": 7}), entry).options  # type: ignore[arg-type]
         assert given == resolved | {"z_dim": 7}
     assert len(entry.presets) >= 5

@@ -139,7 +139,6 @@ def test_label_log_probs_are_the_classifiers() -> None:
     _, guide = small_m2(classes=4)
     found = programs.label_log_probs(guide, {"x": BATCH["x"]})
     assert torch.allclose(found, guide.classifier(BATCH["x"]).log_softmax(-1), atol=1e-6)
-    assert torch.allclose(programs.label_log_probs(guide, {"x": BATCH["x"]}, nesting=2), found)
     with pytest.raises(ConfigError, match="the guide has no discrete site 'z'"):
         programs.label_log_probs(guide, {"x": BATCH["x"]}, "z")
     with pytest.raises(ConfigError, match="the guide has no discrete site 'label'"):

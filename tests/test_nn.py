@@ -168,7 +168,7 @@ def test_factors_are_lower_triangular_and_positive() -> None:
     assert (torch.linalg.eigvalsh(tril @ tril.mT) > 0).all()
     one = torch.zeros(10)
     one[1] = 3.0
-    assert scale_tril(one, 4)[1, 0] == 3.0, "row by row"
+    assert scale_tril(one, 4)[1, 0] == 3.0 / math.sqrt(4), "row by row"
 
 
 def test_every_feature_of_a_full_covariance_matters() -> None:

@@ -103,7 +103,7 @@ def test_every_likelihood_and_network_trains_on_images(
 ) -> None:
     if likelihood == "gaussian-full" and (network == "conv" or recipe == "m2"):
         pytest.skip("has its own test")
-    options = {"likelihood": likelihood, "network": network, "hidden": SMALL[network], "levels": 5}
+    options: dict[str, Any] = {"likelihood": likelihood, "network": network, "hidden": SMALL[network], "levels": 5}
     run = trained(tmp_path / "run", recipe, files[data], **options)
     with run.trainer.evaluating():
         drawn = programs.generate(run.trainer.model, {"x": torch.zeros(2, *run.data.shape)})
@@ -131,7 +131,7 @@ def test_a_convolutional_network_needs_images_and_sizes(tmp_path: Path, files: d
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_every_covariance_trains(tmp_path: Path, covariance: str, network: str) -> None:
-    options = {"covariance": covariance, "network": network, "hidden": SMALL[network]}
+    options: dict[str, Any] = {"covariance": covariance, "network": network, "hidden": SMALL[network]}
     trained(tmp_path / "run", "vae", "digits", z_dim=3, **options)
 
 

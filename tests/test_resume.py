@@ -1,7 +1,9 @@
 """A run that is stopped, killed or crashes at any moment and is resumed ends as one that went through, bit for bit."""
 
+import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,9 +122,6 @@ def test_a_compiled_run_killed_and_resumed_is_the_same(tmp_path: Path) -> None:
 
 def finish_but_for_a_kill(path: str, config: Any) -> None:
     """Trains until step 130 and is killed there, by itself."""
-    import os
-    import signal
-
     run = start_or_open(path, config)
     with run.folder.lock():
         for record in run.train():
@@ -135,21 +134,21 @@ def finish_but_for_a_kill(path: str, config: Any) -> None:
 
 @pytest.mark.usefixtures("_few_checkpoints")
 @pytest.mark.parametrize(
-    ("recipe", "options"),
+    ("recipe", "options", "stops"),
     [
-        ("m2", {"dropout": 0.3, "binarization": "dynamic", "warmup": 20, "schedule": "cosine", "clip": 5.0}),
-        ("vae", {"particles": 2, "free_bits": 0.1, "schedule": "constant", "average": None}),
-        ("noisy", {}),
-        ("baseline", {}),
+        ("m2", {"dropout": 0.3, "binarization": "dynamic", "warmup": 20, "schedule": "cosine", "clip": 5.0}, STOPS),
+        ("vae", {"particles": 2, "free_bits": 0.1, "schedule": "constant", "average": None}, STOPS[::4]),
+        ("noisy", {}, STOPS),
+        ("baseline", {}, STOPS[::4]),
     ],
 )
 def test_a_run_stopped_at_any_step_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, recipe: str, options: dict[str, Any]
+    tmp_path: Path, recipe: str, options: dict[str, Any], stops: tuple[int, ...]
 ) -> None:
     config = tiny(recipe, options=options)
     go_on(tmp_path / "straight", config)
     expected = outcome(tmp_path / "straight")
-    for step in STOPS:
+    for step in stops:
         path = tmp_path / f"stopped-{step}"
         assert go_on(path, config, until=step).trainer.steps == step
         assert newest(path).name == f"step-{step:08d}"

@@ -143,24 +143,15 @@ def predict(
     """
     rest = without(columns, label)
     with seeded(seed), trained.evaluating():
-        classify = functools.partial(_class_probabilities, trained, label)
+
+        def classify(part: Columns) -> Tensor:
+            return programs.label_log_probs(trained.guide, part, label).exp()
+
         some = few(rest, 8, trained.device)
         draws = 1 if torch.equal(classify(some), classify(some)) else 100
         size = batch_size or fitting(values_per_row(classify, rest, trained.device), trained.device)
         parts = (part for _, part in slices(rest, size, trained.device))
         return torch.cat([torch.stack([classify(part) for _ in range(draws)]).mean(0).cpu() for part in parts])
-
-
-def _class_probabilities(trained: Trained, label: str, part: Columns) -> Tensor:
-    # read off the site, since a user's guide need not bear enumeration
-    joint = programs.run(trained.model, trained.guide, part, check=False)
-    site = joint.guide.nodes[label]["fn"] if label in joint.latents else None
-    if site is None or not site.has_enumerate_support or site.event_shape:
-        raise ConfigError(f"the guide has no discrete site '{label}'")
-    probabilities: Tensor = site.log_prob(site.enumerate_support(expand=False)).exp().movedim(0, -1)
-    if probabilities.shape[:-1] != (count_rows(part),):
-        raise ConfigError(f"expected site '{label}' of the guide to have one value a row; got {site.batch_shape}")
-    return probabilities
 
 
 def accuracy(trained: Trained, columns: Mapping[str, Tensor], *, label: str = "y", seed: int = 0) -> Proportion:

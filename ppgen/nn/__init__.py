@@ -1,6 +1,6 @@
 """Networks: they map ``(..., features)`` to ``(..., features)``, since enumeration and particles add dimensions."""
 
-from ppgen.nn.augmentation import random_affine
+from ppgen.nn.augmentation import RandomAffine, random_affine
 from ppgen.nn.convolutional import ConvDecoder, ConvEncoder
 from ppgen.nn.layers import MLP, activation, fold, one_hot, size_of
 from ppgen.nn.likelihoods import Bernoulli, Categorical, Gaussian, likelihood
@@ -13,6 +13,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Gaussian",
+    "RandomAffine",
     "activation",
     "decoder",
     "encoder",

@@ -3,10 +3,31 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
 from ppgen.errors import ConfigError
+
+
+class RandomAffine(nn.Module):
+    """`random_affine` while training, nothing in evaluation: a first layer of a network that should not mind.
+
+    In a guide it keeps the bound a bound: the guide merely draws noise of its own.
+
+    Args:
+        shift: largest shift in each direction, in pixels.
+        rotation: largest angle, in degrees.
+        scale: largest relative change of size.
+        shear: largest slant.
+    """
+
+    def __init__(self, *, shift: float = 2.0, rotation: float = 10.0, scale: float = 0.1, shear: float = 0.15) -> None:
+        super().__init__()
+        self.options = {"shift": shift, "rotation": rotation, "scale": scale, "shear": shear}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns images of the same shape."""
+        return random_affine(x, **self.options) if self.training else x
 
 
 def random_affine(

@@ -1,6 +1,6 @@
 """Learning from few labels: one bound for labelled rows, one for unlabelled rows, and the classifier's own loss."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from ppgen.errors import ConfigError
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.elbo import ELBO, EnumeratedELBO
 from ppgen.programs import Batch, Program
-
-Columns = Mapping[str, Tensor]
 
 
 class SemiSupervised(Objective):
@@ -27,11 +25,9 @@ class SemiSupervised(Objective):
         labelled_share: ``w``; the paper's sum over all data has the number of labelled rows over that of all rows.
         labelled: bound of labelled rows.
         unlabelled: bound of unlabelled rows.
-        augment: changes the columns of labelled rows, anew in every step, in ways that keep their labels; the log loss
-            is then taken on the changed rows (the bounds never are).
 
     References:
-        Kingma, Rezende, Mohamed, Welling, 2014, arXiv:1406.5298, eq. 9. ``augment``: Simard, Steinkraus, Platt, 2003.
+        Kingma, Rezende, Mohamed, Welling, 2014, arXiv:1406.5298, eq. 9.
     """
 
     def __init__(
@@ -41,7 +37,6 @@ class SemiSupervised(Objective):
         labelled_share: float = 0.5,
         labelled: ELBO | None = None,
         unlabelled: ELBO | None = None,
-        augment: Callable[[Columns], Columns] | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= labelled_share <= 1 or alpha < 0:
@@ -50,7 +45,6 @@ class SemiSupervised(Objective):
         self.labelled_share = labelled_share
         self.labelled = ELBO() if labelled is None else labelled
         self.unlabelled = EnumeratedELBO() if unlabelled is None else unlabelled
-        self.augment = augment
 
     def setup(self, model: Program, guide: Program, batch: Batch) -> None:
         """See `Objective.setup`.
@@ -88,8 +82,6 @@ class SemiSupervised(Objective):
         joint = self.labelled.run(model, guide, batch["labelled"], labels=labels)
         labelled = self.labelled.of(joint)
         unlabelled = self.unlabelled.loss(model, guide, batch["unlabelled"])
-        if self.augment is not None:
-            joint = self.labelled.run(model, guide, self.augment(batch["labelled"]), labels=labels)
         size = joint.plate.size if joint.plate else 1
         cross_entropy = -sum((joint.reduced(name, joint.log_q(name)).sum() for name in labels), torch.zeros(())) / size
         loss = self.labelled_share * labelled + (1 - self.labelled_share) * unlabelled + self.alpha * cross_entropy

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
-from ppgen.programs.joint import log_prob_of, prune
+from ppgen.programs.joint import prune
 from ppgen.programs.parameters import quiet
 
 
@@ -86,17 +85,23 @@ def reconstruct(model: Program, guide: Program, batch: Batch, *, mean: Iterable[
         return _draws(trace, _sites(trace), mean=mean)
 
 
-def label_log_probs(guide: Program, batch: Batch, site: str = "y", *, nesting: int = 1) -> Tensor:
+def label_log_probs(guide: Program, batch: Batch, site: str = "y") -> Tensor:
     """Returns the guide's log probability of every state of one discrete local site: ``(batch, classes)``.
 
+    It is read off the site's distribution, so the guide need not bear enumeration; where that distribution depends on
+    other latents of the guide, these are drawn.
+
     Raises:
-        ConfigError: if the guide has no such discrete site.
+        ConfigError: if the guide has no such discrete site, or not one value of it a row.
     """
     args, kwargs = arguments(guide, batch)
-    with torch.no_grad(), quiet(), poutine.enum(first_available_dim=-1 - nesting):
-        trace = poutine.trace(config_enumerate(guide, default="parallel")).get_trace(*args, **kwargs)
+    with torch.no_grad(), quiet():
+        trace = prune(poutine.trace(guide).get_trace(*args, **kwargs))
     node = trace.nodes.get(site)
-    if node is None or (dim := node["infer"].get("_enumerate_dim")) is None:
+    if node is None or node["type"] != "sample" or node["is_observed"] or not node["fn"].has_enumerate_support:
         raise ConfigError(f"the guide has no discrete site '{site}'")
-    log_prob = log_prob_of(node)
-    return log_prob.movedim(dim, -1).flatten(0, -3)[0] if log_prob.dim() > 2 else log_prob.movedim(dim, -1)
+    fn = node["fn"]
+    if fn.event_shape or len(fn.batch_shape) != 1:
+        raise ConfigError(f"expected site '{site}' of the guide to have one value a row; got {tuple(fn.shape())}")
+    log_probs: Tensor = fn.log_prob(fn.enumerate_support(expand=False)).movedim(0, -1)
+    return log_probs

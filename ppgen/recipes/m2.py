@@ -1,10 +1,9 @@
 """M2: a classifier from few labels."""
 
 import functools
-from collections.abc import Mapping
 from typing import Literal
 
-from torch import Tensor
+from torch.nn import Sequential
 
 from ppgen import guides, models, nn
 from ppgen.data import Dataset
@@ -14,16 +13,28 @@ from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Shar
 from ppgen.recipes.vae import Likelihood
 
 IMAGES = {
-    "z_dim": 50,
-    "hidden": (500,),
+    "z_dim": 4,
+    "hidden": (256,),
+    "classifier_network": "conv",
+    "classifier_hidden": (32, 64, 128),
+    "dropout": 0.5,
+    "augment": 3.0,
+    "rotation": 15.0,
     "binarization": "dynamic",
-    "batch_size": 200,
-    "labelled_batch_size": 100,
-    "epochs": 60,
-    "learning_rate": 1e-3,
+    "alpha": 5.0,
+    "labelled_share": 0.05,
+    "batch_size": 100,
+    "epochs": 16,
+    "evaluation_particles": 100,
+}
+COLOUR = IMAGES | {
+    "z_dim": 50,
+    "likelihood": "gaussian",
+    "binarization": "none",
+    "network": "conv",
+    "hidden": (32, 64, 256),
     "evaluation_particles": 10,
 }
-COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none", "network": "conv", "hidden": (32, 64, 256)}
 
 
 def m2(
@@ -40,6 +51,7 @@ def m2(
     activation: str = "relu",
     dropout: Share = 0.0,
     augment: NotNegative = 0.0,
+    rotation: NotNegative = 10.0,
     binarization: Literal["none", "static", "dynamic"] = "none",
     alpha: NotNegative = 1.0,
     labelled_share: NotNegative = 0.5,
@@ -57,8 +69,8 @@ def m2(
     """Semi-supervised classifier M2: label and style generate the data, labels summed out where they are missing.
 
     The classifier's network is like the others unless ``classifier_network`` and ``classifier_hidden`` say otherwise.
-    ``augment`` is the largest shift, in pixels, of the labelled images that it is shown (turned, scaled and slanted a
-    little as well); 0 shows them as they are.
+    While training it is shown images that are shifted by up to ``augment`` pixels, turned by up to ``rotation``
+    degrees, and scaled and slanted a little; with ``augment`` 0, images as they are.
     """
     if data.classes is None:
         raise DataError(f"recipe m2 needs labels; data set '{data.name}' has none")
@@ -76,6 +88,8 @@ def m2(
         hidden=hidden if classifier_hidden is None else classifier_hidden,
         dropout=dropout,
     )
+    if augment:
+        classifier = Sequential(nn.RandomAffine(shift=augment, rotation=rotation), classifier)
     style = encoder(2 * z_dim, hidden=hidden, others=[classes])
     return Recipe(
         model=models.M2(decoder, chosen, z_dim, classes),
@@ -85,7 +99,6 @@ def m2(
             labelled_share=labelled_share,
             labelled=ELBO(beta=beta, warmup=warmup),
             unlabelled=EnumeratedELBO(beta=beta, warmup=warmup),
-            augment=functools.partial(_augmented, shift=augment) if augment else None,
         ),
         data=data,
         optimizer=adam(learning_rate, schedule=schedule, clip=clip),
@@ -95,10 +108,6 @@ def m2(
         average=average,
         particles=evaluation_particles,
     )
-
-
-def _augmented(columns: Mapping[str, Tensor], *, shift: float) -> dict[str, Tensor]:
-    return {**columns, "x": nn.random_affine(columns["x"], shift=shift)}
 
 
 M2 = Entry(
