@@ -151,7 +151,8 @@ def killed_after(work: Work, path: Path, config: Config, seconds: float | None) 
 def _processes() -> Any:
     """Children are forked from one process that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "sklearn.datasets", "sklearn.model_selection", "ppgen.runs"])
+    slow_imports = ["sklearn.datasets", "sklearn.model_selection", "torch._dynamo", "pytest"]
+    context.set_forkserver_preload(["ppgen.runs", "ppgen.evaluation.validation", *slow_imports])
     return context
 
 

@@ -22,7 +22,7 @@ from ppgen.data import Batches, Dataset, Together
 from ppgen.errors import ConfigError
 from ppgen.objectives import SemiSupervised, as_objective
 from ppgen.players import Optimizer
-from ppgen.programs import Program
+from ppgen.programs import Program, arguments
 
 OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
 
@@ -105,7 +105,10 @@ class Recipe:
             raise ConfigError("the recipe names no data")
         options: dict[str, Any] = {"seed": seed, "device": device, "binarization": self.data.binarization}
         if not isinstance(self.objective, SemiSupervised):
-            return Batches(self.data.train, self.batch_size, **options)
+            asked = {name for program in (self.model, self.guide) for name in arguments(program, self.data.train)[1]}
+            # labels that no program asks for need no word; other columns are reported
+            columns = {name: column for name, column in self.data.train.items() if name != "y" or name in asked}
+            return Batches(columns, self.batch_size, **options)
         self.data.require_labels()
         # where every label is known, all rows serve as unlabelled ones too
         unlabelled = self.data.unlabelled()
