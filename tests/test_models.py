@@ -71,11 +71,8 @@ def test_a_full_gaussian_has_the_covariance_of_its_factor() -> None:
 def test_every_likelihood_goes_with_every_network(name: str, network: Any) -> None:
     shape = (1, 5, 3)
     likelihood = nn.likelihood(name, shape, levels=4)
-    per_value, rest = divmod(likelihood.features, nn.size_of(shape))
     hidden = (4, 8)
-    decoder: torch.nn.Module = nn.MLP(2, [8], likelihood.features)
-    if not rest:
-        decoder = nn.decoder([2], shape, per_value, network=network, hidden=hidden)
+    decoder = nn.decoder([2], shape, likelihood.features, network=network, hidden=hidden)
     encoder = nn.encoder(shape, 4, network=network, hidden=hidden)
     model, guide = models.VAE(decoder, likelihood, 2), guides.DiagonalGaussian(encoder, 2)
     x = torch.rand(3, *shape)

@@ -65,7 +65,7 @@ def test_batch_norm_normalises_over_all_leading_dimensions() -> None:
 @pytest.mark.parametrize("channels", [(4,), (4, 6), (4, 6, 8)])
 def test_convolutional_networks_take_images_of_any_size(shape: tuple[int, ...], channels: tuple[int, ...]) -> None:
     encoder = nn.encoder(shape, 6, network="conv", hidden=(*channels, 16), others=[3])
-    decoder = nn.decoder([3, 2], shape, 2, network="conv", hidden=(*channels, 16))
+    decoder = nn.decoder([3, 2], shape, 2 * nn.size_of(shape), network="conv", hidden=(*channels, 16))
     image, label = torch.rand(5, *shape), torch.eye(3).reshape(3, 1, 3)
     assert encoder(image, torch.zeros(5, 3)).shape == (5, 6)
     assert encoder(image, label).shape == (3, 5, 6)
@@ -87,7 +87,11 @@ def test_perceptrons_take_arrays_of_any_shape(shape: tuple[int, ...]) -> None:
     encoder = nn.encoder(shape, 4, hidden=(8,), others=[3])
     label = torch.eye(3).reshape(3, 1, 3)
     assert encoder(torch.rand(5, *shape), label).shape == (3, 5, 4)
-    assert nn.decoder([4], shape, 3, hidden=(8,))(torch.zeros(2, 5, 4)).shape == (2, 5, 3 * nn.size_of(shape))
+    assert nn.decoder([4], shape, 3 * nn.size_of(shape), hidden=(8,))(torch.zeros(2, 5, 4)).shape == (
+        2,
+        5,
+        3 * nn.size_of(shape),
+    )
 
 
 def test_what_has_no_network_is_refused() -> None:

@@ -101,8 +101,6 @@ def test_a_recipe_learns(tmp_path: Path, recipe: str) -> None:
 def test_every_likelihood_and_network_trains_on_images(
     tmp_path: Path, files: dict[str, str], recipe: str, data: str, likelihood: str, network: str
 ) -> None:
-    if likelihood == "gaussian-full" and (network == "conv" or recipe == "m2"):
-        pytest.skip("has its own test")
     options: dict[str, Any] = {"likelihood": likelihood, "network": network, "hidden": SMALL[network], "levels": 5}
     run = trained(tmp_path / "run", recipe, files[data], **options)
     with run.trainer.evaluating():

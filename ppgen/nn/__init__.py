@@ -3,7 +3,7 @@
 from ppgen.nn.augmentation import RandomAffine, random_affine
 from ppgen.nn.convolutional import ConvDecoder, ConvEncoder
 from ppgen.nn.layers import MLP, activation, fold, one_hot, size_of
-from ppgen.nn.likelihoods import Bernoulli, Categorical, Gaussian, likelihood
+from ppgen.nn.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, likelihood
 from ppgen.nn.networks import decoder, encoder
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Gaussian",
+    "Likelihood",
     "RandomAffine",
     "activation",
     "decoder",

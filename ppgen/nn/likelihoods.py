@@ -112,7 +112,8 @@ class Categorical(Likelihood):
 
     def forward(self, features: Tensor) -> dist.TorchDistribution:
         """See `Likelihood.forward`."""
-        logits = features.reshape(*features.shape[:-1], *self.shape, self.levels)
+        # levels first, as the channels of a convolutional decoder have them
+        logits = features.reshape(*features.shape[:-1], self.levels, *self.shape).movedim(-1 - len(self.shape), -1)
         return dist.Categorical(logits=logits).to_event(len(self.shape))
 
 

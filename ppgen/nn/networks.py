@@ -50,21 +50,24 @@ def encoder(
 def decoder(
     inputs: Sequence[int],
     shape: Sequence[int],
-    per_value: int = 1,
+    features: int | None = None,
     *,
     network: Network = "mlp",
     hidden: Sequence[int] = (400,),
     activation: str = "relu",
 ) -> nn.Module:
-    """Returns a network from ``(..., inputs[i])`` to ``per_value`` features for every value of ``shape``.
+    """Returns a network from ``(..., inputs[i])`` to ``(..., features)``; one for every value of ``shape`` unless told.
 
-    ``hidden`` as in `encoder`: a convolutional decoder is the encoder of the same ``hidden`` mirrored.
+    ``hidden`` as in `encoder`: a convolutional decoder is the encoder of the same ``hidden`` mirrored. Features that
+    are not a number of values for every value of the data (a full covariance) come from a perceptron's last layer.
     """
-    if network == "conv":
+    features = size_of(shape) if features is None else features
+    per_value, rest = divmod(features, size_of(shape))
+    if network == "conv" and not rest:
         channels, width = _channels_and_width(hidden)
         full = (shape[0] * per_value, *shape[1:])
         return ConvDecoder(inputs, full, channels=channels[::-1], hidden=width, activation=activation)
-    return MLP(inputs, hidden[::-1], size_of(shape) * per_value, activation=activation)
+    return MLP(inputs, hidden[::-1], features, activation=activation)
 
 
 def _channels_and_width(hidden: Sequence[int]) -> tuple[Sequence[int], int]:

@@ -10,7 +10,7 @@ from ppgen.data import Dataset
 from ppgen.errors import DataError
 from ppgen.objectives import ELBO, EnumeratedELBO, SemiSupervised
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
-from ppgen.recipes.vae import Likelihood
+from ppgen.recipes.vae import Binarization, Likelihood, observed
 
 IMAGES = {
     "z_dim": 4,
@@ -51,7 +51,7 @@ def m2(
     dropout: Share = 0.3,
     augment: NotNegative = 0.0,
     rotation: NotNegative = 10.0,
-    binarization: Literal["none", "static", "dynamic"] = "none",
+    binarization: Binarization = "none",
     alpha: NotNegative = 5.0,
     labelled_share: NotNegative = 0.08,
     beta: NotNegative = 1.0,
@@ -74,12 +74,10 @@ def m2(
     if data.classes is None:
         raise DataError(f"recipe m2 needs labels; data set '{data.name}' has none")
     classes = len(data.classes)
-    chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
-    if chosen.unit_interval:
-        data.require_unit_interval()
-    data = data.binarized(binarization)
-    per_value = chosen.features // nn.size_of(data.shape)
-    decoder = nn.decoder([z_dim, classes], data.shape, per_value, network=network, hidden=hidden, activation=activation)
+    chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
+    decoder = nn.decoder(
+        [z_dim, classes], data.shape, chosen.features, network=network, hidden=hidden, activation=activation
+    )
     encoder = functools.partial(nn.encoder, data.shape, network=network, activation=activation)
     classifier = encoder(
         classes,
@@ -115,7 +113,7 @@ M2 = Entry(
     reference="Kingma, Rezende, Mohamed, Welling 2014, arXiv:1406.5298",
     labels=100,
     presets={
-        "digits": {"classifier_hidden": (256,), "augment": 0.7},
+        "digits": {"classifier_network": "mlp", "classifier_hidden": (256,), "augment": 0.7},
         **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
         "usps": IMAGES | {"binarization": "none"},
         **dict.fromkeys(("svhn", "cifar10"), COLOUR),

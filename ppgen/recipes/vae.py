@@ -7,17 +7,32 @@ from ppgen.data import Dataset
 from ppgen.objectives import ELBO
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 
+Binarization = Literal["none", "static", "dynamic"]
 Likelihood = Literal["bernoulli", "gaussian", "gaussian-fixed", "gaussian-full", "categorical"]
 
 IMAGES = {
     "z_dim": 50,
-    "hidden": (500, 500),
+    "network": "conv",
+    "hidden": (32, 64, 256),
     "binarization": "dynamic",
-    "batch_size": 200,
-    "epochs": 100,
+    "epochs": 40,
     "learning_rate": 1e-3,
 }
-COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none", "network": "conv", "hidden": (32, 64, 256)}
+COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none"}
+
+
+def observed(
+    data: Dataset, likelihood: Likelihood, *, scale: float, levels: int, binarization: Binarization
+) -> tuple[nn.Likelihood, Dataset]:
+    """Returns a likelihood for the data, and the data as it observes them.
+
+    Raises:
+        DataError: if the likelihood needs values in [0, 1] and some are not.
+    """
+    chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
+    if chosen.unit_interval:
+        data.require_unit_interval()
+    return chosen, data.binarized(binarization)
 
 
 def vae(
@@ -31,7 +46,7 @@ def vae(
     hidden: tuple[Count, ...] = (128,),
     activation: str = "relu",
     covariance: Literal["diagonal", "full"] = "diagonal",
-    binarization: Literal["none", "static", "dynamic"] = "none",
+    binarization: Binarization = "none",
     beta: NotNegative = 1.0,
     warmup: int = 0,
     free_bits: NotNegative = 0.0,
@@ -45,16 +60,8 @@ def vae(
     evaluation_particles: Count = 100,
 ) -> Recipe:
     """Variational autoencoder: a Gaussian latent vector, a decoder, an amortised Gaussian guide."""
-    chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
-    if chosen.unit_interval:
-        data.require_unit_interval()
-    data = data.binarized(binarization)
-    size = nn.size_of(data.shape)
-    decoder = (
-        nn.decoder([z_dim], data.shape, chosen.features // size, network=network, hidden=hidden, activation=activation)
-        if chosen.features % size == 0
-        else nn.MLP(z_dim, hidden[::-1], chosen.features, activation=activation)
-    )
+    chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
+    decoder = nn.decoder([z_dim], data.shape, chosen.features, network=network, hidden=hidden, activation=activation)
     full = covariance == "full"
     outputs = guides.FullGaussian.features(z_dim) if full else 2 * z_dim
     encoder = nn.encoder(data.shape, outputs, network=network, hidden=hidden, activation=activation)
