@@ -22,9 +22,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(min(2, cores))
+def _one_thread() -> None:
+    # the tests' tensors are small: further threads would only wait for each other, on a busy machine for long
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
