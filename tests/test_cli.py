@@ -97,7 +97,9 @@ def test_show_tells_sites_plates_parameters_and_options() -> None:
     assert lines["z"] == ["z", "latent", "Normal", "Normal", "7", "data"]
     assert lines["y"] == ["y", "observed", "where", "known", "Categorical", "Categorical", "number", "data"]
     assert lines["x"] == ["x", "observed", "Bernoulli", "-", "1", "x", "8", "x", "8", "data"]
-    assert lines["alpha"] == ["alpha", "float", "1.0"]
+    from ppgen.recipes import RECIPES
+
+    assert lines["alpha"] == ["alpha", "float", str(RECIPES["m2"].defaults("digits")["alpha"])]
     assert "arXiv:1406.5298" in done.out
 
 
@@ -135,7 +137,9 @@ def test_set_is_over_options_is_over_the_file_is_over_defaults() -> None:
 
     plain, typed = printed(), printed("--seed", 4, "--epochs", 2, "--set", "beta=3")
     assert (plain["seed"], plain["steps"], plain["device"]) == (3, 8, "cpu")
-    assert plain["options"] == {**dict(plain["options"]), "z_dim": 4, "beta": 2.0, "batch_size": 200}  # type: ignore[call-overload]
+    # the data set's own default, which is not the recipe's
+    own = {"z_dim": 4, "beta": 2.0, "binarization": "dynamic"}
+    assert plain["options"] == {**dict(plain["options"]), **own}  # type: ignore[call-overload]
     assert (typed["seed"], typed["epochs"], typed.get("steps")) == (4, 2, None)
     assert typed["options"]["beta"] == 3.0  # type: ignore[index]
     assert typed["data"]["name"] == "mnist"  # type: ignore[index]

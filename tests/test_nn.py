@@ -146,7 +146,7 @@ def test_densities_equal_torchs(shape: tuple[int, ...]) -> None:
     categorical = nn.likelihood("categorical", shape, levels=5)
     features = torch.randn(5, categorical.features)
     levels = categorical.prepare(x)
-    nats = cross_entropy(features.reshape(-1, 5), levels.flatten(), reduction="none").reshape(5, *shape)
+    nats = cross_entropy(features.reshape(5, 5, *shape), levels, reduction="none")  # levels are channels
     assert torch.allclose(categorical(features).log_prob(levels), -summed(nats, shape), atol=1e-4)
     for made in (bernoulli, fixed, learned, full, categorical):
         distribution = made(torch.zeros(2, 5, made.features))

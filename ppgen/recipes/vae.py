@@ -14,11 +14,18 @@ IMAGES = {
     "z_dim": 50,
     "network": "conv",
     "hidden": (32, 64, 256),
+    "decoder_network": "mlp",
+    "decoder_hidden": (500, 500),
     "binarization": "dynamic",
     "epochs": 40,
     "learning_rate": 1e-3,
 }
-COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none"}
+COLOUR = IMAGES | {
+    "likelihood": "gaussian",
+    "binarization": "none",
+    "decoder_network": "conv",
+    "decoder_hidden": (32, 64, 256),
+}
 
 
 def observed(
@@ -44,6 +51,8 @@ def vae(
     levels: Count = 256,
     network: Literal["mlp", "conv"] = "mlp",
     hidden: tuple[Count, ...] = (128,),
+    decoder_network: Literal["mlp", "conv"] | None = None,
+    decoder_hidden: tuple[Count, ...] | None = None,
     activation: str = "relu",
     covariance: Literal["diagonal", "full"] = "diagonal",
     binarization: Binarization = "none",
@@ -59,9 +68,20 @@ def vae(
     epochs: Count = 200,
     evaluation_particles: Count = 100,
 ) -> Recipe:
-    """Variational autoencoder: a Gaussian latent vector, a decoder, an amortised Gaussian guide."""
+    """Variational autoencoder: a Gaussian latent vector, a decoder, an amortised Gaussian guide.
+
+    The decoder's network is the encoder's mirrored unless ``decoder_network`` and ``decoder_hidden`` say otherwise; its
+    sizes are given in the encoder's order, from the data to the latents.
+    """
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
-    decoder = nn.decoder([z_dim], data.shape, chosen.features, network=network, hidden=hidden, activation=activation)
+    decoder = nn.decoder(
+        [z_dim],
+        data.shape,
+        chosen.features,
+        network=network if decoder_network is None else decoder_network,
+        hidden=hidden if decoder_hidden is None else decoder_hidden,
+        activation=activation,
+    )
     full = covariance == "full"
     outputs = guides.FullGaussian.features(z_dim) if full else 2 * z_dim
     encoder = nn.encoder(data.shape, outputs, network=network, hidden=hidden, activation=activation)
