@@ -223,7 +223,8 @@ def show_result(document: Mapping[str, Any], *, rows: int) -> None:
         caption += " The baselines saw the same labels only"
         caption += "; label spreading, the unlabelled rows too." if "label_spreading" in baselines else "."
     title = f"{document['recipe']} on {rows:,} test rows of {document['data']}, after {document['steps']:,} steps"
-    show_table(title, ("measure", "value"), table, caption=caption)
+    if table:
+        show_table(title, ("measure", "value"), table, caption=caption)
 
 
 def show_ways_on(document: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """Runs: a folder that holds everything needed to repeat, resume, judge and share one training."""
 
-import functools
 import json
 import logging
 import os
@@ -311,7 +310,14 @@ class Run:
 
         count = particles or self.recipe.particles
         judged = evaluation.evaluate(self.trainer, self.data.test, particles=count, measures=measures)
-        document: Record = {
+        document = self._document(judged.as_dict())
+        if judged.accuracy is not None:
+            found = baselines(self._loaded)  # intensities where the model was given binary draws of them
+            document["baselines"] = {name: proportion.as_dict() for name, proportion in found.items()}
+        return document
+
+    def _document(self, test: Record) -> Record:
+        return {
             "run": str(self.folder.path),
             "recipe": self.config.recipe,
             "data": self.config.data.name,
@@ -320,35 +326,25 @@ class Run:
             "steps": self.trainer.steps,
             "seconds": round(self.seconds, 3),
             "compiled": bool(self.trainer.compiled),
-            "test": judged.as_dict(),
+            "test": test,
         }
-        if judged.accuracy is not None:
-            found = baselines(self._loaded)  # intensities where the model was given binary draws of them
-            document["baselines"] = {name: proportion.as_dict() for name, proportion in found.items()}
-        return document
 
     def write_pictures(self) -> list[Path]:
         """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into the folder; returns those drawn."""
         from ppgen.evaluation import pictures
 
-        drawings: dict[str, Callable[[Path], None]] = {
-            "samples.png": functools.partial(pictures.samples, self.trainer, self.data),
-            "reconstructions.png": functools.partial(pictures.reconstructions, self.trainer, self.data),
-            "training.png": functools.partial(pictures.training, self.folder.metrics()),
-        }
-        drawn = []
-        for name, draw in drawings.items():
-            try:
-                draw(self.folder.path / name)
-            except ConfigError as error:  # a model of other data than x has nothing to show
-                logger.warning("no %s: %s", name, error)
-            else:
-                drawn.append(self.folder.path / name)
-        return drawn
+        return pictures.draw_all(self.trainer, self.data, self.folder.metrics(), self.folder.path)
 
     def judge(self) -> Record:
-        """Judges the finished run, draws its pictures and keeps the result as ``result.json``."""
-        document = self.result()
+        """Judges the finished run, draws its pictures and keeps the result as ``result.json``.
+
+        A program without a data plate cannot be judged row by row: it is warned of, and ``test`` is empty.
+        """
+        try:
+            document = self.result()
+        except ConfigError as error:
+            logger.warning("not judged on test rows: %s", error)
+            document = self._document({})
         self.write_pictures()
         self.folder.write_text("result.json", json.dumps(document, indent=2) + "\n")
         return document

@@ -24,6 +24,7 @@ from run_helpers import (
     tiny,
 )
 
+from ppgen.configuration import Config, DataConfig
 from ppgen.errors import (
     CheckpointError,
     ConfigError,
@@ -395,3 +396,30 @@ def test_a_disk_without_room_for_checkpoints_is_noticed_before_the_first_step(
     with pytest.raises(StorageError, match="got 1000"):
         go_on(tmp_path / "run", tiny("vae"))
     assert records(tmp_path / "run") == []
+
+
+def test_a_program_without_a_data_plate_ends_well_but_unjudged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mean.py").write_text(
+        "import pyro, torch\n"
+        "import pyro.distributions as dist\n"
+        "from ppgen import ELBO\n"
+        "def model(x):\n"
+        "    mean = pyro.sample('mean', dist.Normal(torch.zeros(3), 1.0).to_event(1))\n"
+        "    pyro.sample('x', dist.Normal(mean, 1.0).expand(x.shape).to_event(2), obs=x)\n"
+        "def guide(x):\n"
+        "    pyro.sample('mean', dist.Normal(pyro.param('loc', torch.zeros(3)), 1.0).to_event(1))\n"
+        "def recipe(data):\n"
+        "    return model, guide, ELBO()\n"
+    )
+    np.savez(tmp_path / "data.npz", x=np.zeros((40, 3), dtype=np.float32))
+    monkeypatch.chdir(tmp_path)
+    config = Config(recipe="mean.py:recipe", steps=3, data=DataConfig(name="data.npz"))
+    run = Run.create(config, tmp_path / "run")
+    with run.folder.lock():
+        list(run.train())
+        assert run.judge()["test"] == {}
+    assert "not judged on test rows" in caplog.text
+    with pytest.raises(ConfigError, match="data plate"):  # asked for by name, it is an error
+        run.result()

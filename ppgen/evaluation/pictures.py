@@ -1,9 +1,11 @@
 """Pictures of a trained pair: what it dreams, what it reconstructs, how it learnt."""
 
+import functools
+import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,34 @@ from ppgen.errors import ConfigError, StorageError
 from ppgen.evaluation.measures import Trained
 from ppgen.evaluation.slices import few, seeded, without
 
+logger = logging.getLogger("ppgen")
+
 DPI = 120
 MOST_CLASSES = 50
 _NOT_DRAWN = {"step", "seconds", "epoch", "images_per_second"}
 _INK, _ACCENT = "#33475b", "#d1495b"
 Path_ = str | os.PathLike[str]
+
+
+def draw_all(trained: Trained, data: Dataset, metrics: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into a folder; returns those drawn.
+
+    A picture that makes no sense for the model is left out with a warning.
+    """
+    drawings: dict[str, Callable[[Path], None]] = {
+        "samples.png": functools.partial(samples, trained, data),
+        "reconstructions.png": functools.partial(reconstructions, trained, data),
+        "training.png": functools.partial(training, metrics),
+    }
+    drawn = []
+    for name, draw in drawings.items():
+        try:
+            draw(folder / name)
+        except ConfigError as error:  # a model of other data than x has nothing to show
+            logger.warning("no %s: %s", name, error)
+        else:
+            drawn.append(folder / name)
+    return drawn
 
 
 def samples(trained: Trained, data: Dataset, path: Path_, *, rows: int = 8, label: str = "y", seed: int = 0) -> None:

@@ -14,18 +14,12 @@ IMAGES = {
     "z_dim": 50,
     "network": "conv",
     "hidden": (32, 64, 256),
-    "decoder_network": "mlp",
-    "decoder_hidden": (500, 500),
+    "activation": "silu",
     "binarization": "dynamic",
-    "epochs": 40,
-    "learning_rate": 1e-3,
+    "warmup": 5_900,
+    "epochs": 70,
 }
-COLOUR = IMAGES | {
-    "likelihood": "gaussian",
-    "binarization": "none",
-    "decoder_network": "conv",
-    "decoder_hidden": (32, 64, 256),
-}
+COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none"}
 
 
 def observed(
@@ -105,7 +99,7 @@ VAE = Entry(
     presets={
         **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
         "binarized-mnist": IMAGES | {"binarization": "none"},
-        "usps": IMAGES | {"binarization": "none"},
+        "usps": IMAGES | {"binarization": "none", "warmup": 620},
         **dict.fromkeys(("svhn", "cifar10"), COLOUR),
     },
 )
