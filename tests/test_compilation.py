@@ -452,3 +452,27 @@ def test_warnings_of_eager_training_are_none(caplog: pytest.LogCaptureFixture) -
     run(Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu"), MEAN, 3)
     assert Game().critic.weight.requires_grad
     assert messages(caplog) == []
+
+
+@needs_compiler
+def test_draws_that_nothing_uses_still_move_the_random_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.arange(6.0)
+
+    def noisy(rows: Tensor) -> list[Tensor]:
+        torch.nn.functional.dropout(rows, 0.5)  # unused: the compiler would leave it out
+        return [(rows * torch.randn(6)).sum()]
+
+    def results() -> tuple[float, float]:
+        function = compilation.compile_function(noisy, [x], [])
+        torch.manual_seed(3)
+        eager = noisy(x)[0]
+        torch.manual_seed(3)
+        compiled = function(x)
+        assert len(compiled) == 1
+        return float(eager), float(compiled[0])
+
+    eager, compiled = results()
+    assert eager == pytest.approx(compiled, rel=1e-5)
+    monkeypatch.setattr(compilation.Graph, "keep_noise", lambda graph: None)
+    eager, compiled = results()
+    assert eager != pytest.approx(compiled, rel=1e-2), "negative control"

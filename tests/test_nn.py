@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softplus
+from zoo import z_score
 
 from ppgen import nn
 from ppgen.errors import ConfigError
@@ -187,3 +188,33 @@ def test_likelihoods_that_are_not_there_are_refused() -> None:
         nn.likelihood("poisson", (3,))
     with pytest.raises(ConfigError, match="expected at most 512 values for a full covariance; got 513"):
         nn.likelihood("gaussian-full", (513,))
+
+
+def test_random_affine_moves_images_only_while_training() -> None:
+    x = torch.zeros(64, 1, 9, 9)
+    x[:, :, 4, 4] = 1.0
+    still = nn.RandomAffine(shift=0.0, rotation=0.0, scale=0.0, shear=0.0)
+    assert torch.allclose(still(x), x, atol=1e-5)
+    layer = nn.RandomAffine(shift=2.0, rotation=0.0, scale=0.0, shear=0.0)
+    moved = layer(x)
+    assert moved.shape == x.shape
+    assert not torch.allclose(moved, x, atol=0.1)
+    grid = torch.arange(9.0)
+    columns = (moved.sum((1, 2)) * grid).sum(-1) / moved.sum((1, 2, 3)) - 4
+    rows = (moved.sum((1, 3)) * grid).sum(-1) / moved.sum((1, 2, 3)) - 4
+    for shifts in (columns, rows):
+        assert shifts.abs().max() <= 2.0 + 1e-4, "never further than asked"
+        assert shifts.abs().max() > 1.2
+        assert z_score(shifts, 0.0) < 4.5
+    assert torch.equal(layer.eval()(x), x)
+    with pytest.raises(ConfigError, match="expected images"):
+        nn.random_affine(torch.zeros(3, 9))
+
+
+def test_random_affine_turns_by_at_most_the_angle() -> None:
+    x = torch.zeros(256, 1, 41, 41)
+    x[:, :, 20, 35] = 1.0  # to the right of the middle
+    turned = nn.random_affine(x, shift=0.0, rotation=30.0, scale=0.0, shear=0.0)
+    mass, grid = turned.sum((1, 2, 3)), torch.arange(41.0) - 20
+    angle = torch.atan2((turned.sum((1, 3)) * grid).sum(-1) / mass, (turned.sum((1, 2)) * grid).sum(-1) / mass)
+    assert 25 < angle.rad2deg().abs().max() < 32
