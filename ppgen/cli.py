@@ -171,10 +171,12 @@ def evaluate(
 ) -> None:
     """Judge RUN, a run folder, on test rows; nothing is written into it."""
     from ppgen import exports
+    from ppgen.devices import use_free_cores
 
     if arviz:
         exports.check_file(arviz, (".nc",))
     opened = _open(run, recipe, data_root)
+    use_free_cores()
     sizes = {"particles": particles or opened.recipe.particles}
     with failures.memory_of(sizes, prefix="--"), display.waiting("Judging on test rows ..."):
         document = opened.result(particles=particles, **({"measures": measures} if measures else {}))

@@ -1,8 +1,6 @@
 """What a run is asked to do, what that came to, and the text form of both."""
 
 import difflib
-import math
-import os
 import platform
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -190,26 +188,3 @@ def versions() -> dict[str, str]:
         except ModuleNotFoundError:
             found[name] = "unknown"
     return found
-
-
-def free_cores() -> int:
-    """Returns how many cores this process may really use now: allowed by affinity and quota, and not busy."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, math.floor(int(quota) / int(period)))) if quota != "max" else cores
-    except (OSError, ValueError):
-        pass
-    try:
-        busy = round(os.getloadavg()[0])
-    except OSError:
-        busy = 0
-    return max(1, cores - busy)
-
-
-def threads_for(parameters: int, batch_size: int) -> int:
-    """Returns how many threads suit a step: small ones lose more by waiting for each other than they win."""
-    work = parameters * batch_size
-    suited = 1 if work < 2_000_000 else 2 if work < 50_000_000 else 8
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else min(suited, free_cores())

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ppgen import data as datasets
-from ppgen.configuration import Config, Resolved, from_toml, identity, read_config, threads_for, versions
+from ppgen.configuration import Config, Resolved, from_toml, identity, read_config, versions
 from ppgen.data import Dataset
-from ppgen.devices import all_random_states, choose_device, set_all_random_states
+from ppgen.devices import all_random_states, choose_device, set_all_random_states, threads_for
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.recipes import Entry, find
 from ppgen.storage import Checkpoint, RunFolder, pack, unpack

@@ -8,9 +8,10 @@ from typing import Any
 import pydantic
 import pytest
 
-from ppgen import configuration
-from ppgen.configuration import Config, free_cores, from_toml, identity, read_config, threads_for
+from ppgen import configuration, devices
+from ppgen.configuration import Config, from_toml, identity, read_config
 from ppgen.data import names
+from ppgen.devices import free_cores, threads_for
 from ppgen.errors import ConfigError
 from ppgen.recipes import RECIPES, Entry, find
 from ppgen.runs import resolve
@@ -199,11 +200,11 @@ def test_options_of_any_function_are_read() -> None:
 
 def test_threads_suit_the_work_and_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(configuration, "free_cores", lambda: 16)
+    monkeypatch.setattr(devices, "free_cores", lambda: 16)
     assert threads_for(10_000, 100) == 1
     assert threads_for(100_000, 200) == 2
     assert threads_for(1_000_000, 200) == 8
-    monkeypatch.setattr(configuration, "free_cores", lambda: 3)
+    monkeypatch.setattr(devices, "free_cores", lambda: 3)
     assert threads_for(1_000_000, 200) == 3
     for text, expected in (("5", 5), ("0", 3), ("two", 3), ("", 3)):
         monkeypatch.setenv("OMP_NUM_THREADS", text)
