@@ -18,6 +18,7 @@ TRAINING = {"errors", "programs", "objectives", "compilation", "devices", "playe
 LIBRARY = BUILDING_BLOCKS | STORAGE | TRAINING | {"data", "evaluation", "guides", "models", "storage", "training"}
 COMMAND_LINE = {
     "__init__",
+    "devices",
     "recipes",
     "configuration",
     "runs",
