@@ -240,22 +240,19 @@ def test_a_constant_in_python_is_no_reason() -> None:
     assert one.lift(two)[0] is state
 
 
-def test_without_a_compiler_training_is_eager(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_compiler_training_is_eager(caplog: pytest.LogCaptureFixture) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
-    trainer = Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu")
-    trainer.decide(True)
-    run(trainer, MEAN, 4)
-    assert trainer.compiled is False
-    (line,) = messages(caplog)
-    assert "no working C++ compiler was found" in line
-    assert "\n" not in line
-    with pytest.raises(ConfigError, match=r"no working C\+\+ compiler"):
-        run(Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu", compile="on"), MEAN, 2)
+    with config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        trainer = Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu")
+        trainer.decide(True)
+        run(trainer, MEAN, 4)
+        assert trainer.compiled is False
+        (line,) = messages(caplog)
+        assert "no working C++ compiler was found" in line
+        assert "\n" not in line
+        with pytest.raises(ConfigError, match=r"no working C\+\+ compiler"):
+            run(Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu", compile="on"), MEAN, 2)
 
 
 Corruption = Callable[[list[Tensor], list[Tensor]], None]
