@@ -48,7 +48,7 @@ def command(*arguments: object) -> Done:
 
 
 def process(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    """Starts `ppgen ARGUMENTS` as a process of its own, in a session of its own, as a terminal would."""
+    """Starts `ppgen ARGUMENTS` as a process of its own, apart from this one's signals, as a terminal would."""
     line = [sys.executable, "-m", "ppgen", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
