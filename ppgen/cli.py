@@ -103,6 +103,7 @@ def show(recipe: str, options: tuple[str, ...], **data: Any) -> None:
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of matrix products.  [default: auto]")
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="Compile the steps.  [default: auto]")
+@click.option("--threads", metavar="N", type=_AT_LEAST_1, help="Threads.  [default: what suits work and free cores]")
 @click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of the recipe; may be repeated.")
 @click.option(
     "--on-nan", type=click.Choice(["stop", "skip", "rollback"]), help="What a loss not finite does.  [default: stop]"

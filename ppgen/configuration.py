@@ -51,6 +51,7 @@ class Config(_Strict):
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    threads: int | None = pydantic.Field(default=None, ge=1, strict=True)
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     data: DataConfig = DataConfig()
     options: dict[str, Any] = {}
@@ -137,14 +138,19 @@ def _typed_options(texts: Sequence[str]) -> dict[str, str]:
 def merge(file: Mapping[str, Any], typed: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Lays what was typed over the values of a file, and ``--set`` over both.
 
-    The file may be that of a run: what that run came to on its machine is left out.
+    The file may be that of a run: of what that run came to on its machine only its number of threads, which changes
+    bits, is kept.
 
     >>> merge({"recipe": "vae", "steps": 9, "data": {"name": "usps"}}, {"epochs": 2, "data": {"root": "d"}}, {})
     {'recipe': 'vae', 'data': {'name': 'usps', 'root': 'd'}, 'epochs': 2, 'options': {}}
     """
     length = {"epochs", "steps"}
     dropped = {"resolved"} | (length if length & typed.keys() or "epochs" in options else set())
-    merged = {key: value for key, value in file.items() if key not in dropped} | dict(typed)
+    merged = {key: value for key, value in file.items() if key not in dropped}
+    resolved = file.get("resolved", {})
+    if isinstance(resolved, dict) and "threads" in resolved:
+        merged["threads"] = resolved["threads"]
+    merged |= typed
     for key, values in (("data", typed.get("data", {})), ("options", options)):
         if isinstance(file.get(key, {}), dict):  # else it is wrong, which `read_config` says
             merged[key] = {**file.get(key, {}), **values}

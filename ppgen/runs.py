@@ -102,7 +102,8 @@ class Run:
         self.batches.position = 0
         self.trainer.setup(first)
         parameters = sum(leaf.numel() for leaf in self.trainer.leaves.values())
-        self.threads = resolved.threads if resolved else threads_for(parameters, self.recipe.batch_size)
+        asked = resolved.threads if resolved else self.config.threads
+        self.threads = asked or threads_for(parameters, self.recipe.batch_size)
         torch.set_num_threads(self.threads)
         if resolved is None:
             self.trainer.plan(first)

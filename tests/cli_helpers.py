@@ -13,8 +13,7 @@ from typing import Any
 import ppgen
 from ppgen.cli import run
 
-# threads are told, since the number that suits depends on how busy the machine is, and changes bits
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ppgen.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ppgen.__file__).parents[1])}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# how many threads suit a run depends on how busy the machine is, and changes bits
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pyro
 import pytest
 import torch

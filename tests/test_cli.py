@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cli_helpers import ENVIRONMENT, MY_MODEL, QUICK, command, snapshot
 
 COMMANDS = ["list", "show", "train", "resume", "evaluate", "sample"]
@@ -17,7 +18,7 @@ COMMANDS = ["list", "show", "train", "resume", "evaluate", "sample"]
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,21 @@ def test_set_is_over_options_is_over_the_file_is_over_defaults() -> None:
     assert (typed["seed"], typed["epochs"], typed.get("steps")) == (4, 2, None)
     assert typed["options"]["beta"] == 3.0  # type: ignore[index]
     assert typed["data"]["name"] == "mnist"  # type: ignore[index]
+
+
+def test_threads_are_those_asked_for_and_are_kept() -> None:
+    before = torch.get_num_threads()
+    try:
+        for out, expected, arguments in (
+            ("one", 2, ["vae", "--threads", 2]),
+            ("again", 2, ["--config", "one/config.toml"]),
+            ("other", 1, ["--config", "one/config.toml", "--threads", 1]),
+        ):
+            done = command("train", *arguments, "--steps", 1, *QUICK, "--out", out)
+            assert done.code == 0, done.err
+            assert tomllib.loads(Path(out, "config.toml").read_text())["resolved"]["threads"] == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_configuration_of_a_run_repeats_it(m2_run: Path) -> None:

@@ -22,7 +22,6 @@ Y = np.arange(60) % 3
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("PPGEN_DEBUG", raising=False)
 
 
@@ -30,9 +29,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of vae with two checkpoints."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        done = command("train", "vae", "--steps", 12, *QUICK, "--out", folder)
+    done = command("train", "vae", "--steps", 12, *QUICK, "--out", folder)
     assert done.code == 0, done.err
     return folder
 

@@ -48,7 +48,6 @@ def parameters(run: Path | str) -> bytes:
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def checkpoints(run: Path | str) -> list[int]:
@@ -121,9 +120,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        done = command("train", "m2", "--steps", 1000, *QUICK, "--out", folder, "--json")
+    done = command("train", "m2", "--steps", 1000, *QUICK, "--out", folder, "--json")
     assert done.code == 0, done.err
     return folder
 

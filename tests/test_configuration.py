@@ -223,3 +223,10 @@ def test_free_cores_are_those_allowed_and_not_busy(monkeypatch: pytest.MonkeyPat
         assert free_cores() == expected
     monkeypatch.setattr(os, "getloadavg", lambda: (_ for _ in ()).throw(OSError()))
     assert free_cores() == 8
+
+
+def test_a_run_is_repeated_with_its_threads_unless_others_are_typed() -> None:
+    ran = {"recipe": "vae", "resolved": {"threads": 3}}
+    assert configuration.merge(ran, {}, {})["threads"] == 3
+    assert configuration.merge(ran, {"threads": 2}, {})["threads"] == 2
+    assert "threads" not in configuration.merge({"recipe": "vae"}, {}, {})
