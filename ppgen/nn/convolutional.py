@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ppgen.errors import ConfigError
 from ppgen.nn import layers
-from ppgen.nn.layers import MLP, fold, full_precision
+from ppgen.nn.layers import MLP, fold
 
 
 def _halved(size: int, times: int) -> int:
@@ -99,4 +99,4 @@ class ConvDecoder(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns ``(..., channels * height * width)``."""
-        return full_precision(fold(self.convolutions, self.head(*inputs), 1))
+        return fold(self.convolutions, self.head(*inputs), 1)

@@ -52,11 +52,6 @@ def fold(function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int) -> Te
     return y.reshape(*leading, *y.shape[1:])
 
 
-def full_precision(x: Tensor) -> Tensor:
-    """Returns a network's output in float32 where autocast made it bfloat16: densities are computed in float32."""
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
 class MLP(nn.Module):
     """A multilayer perceptron of one or several inputs.
 
@@ -110,7 +105,7 @@ class MLP(nn.Module):
         hidden = self.first[0](inputs[0])
         for layer, x in zip(self.first[1:], inputs[1:], strict=True):
             hidden = hidden + layer(x)
-        return full_precision(self.rest(hidden))
+        return self.rest(hidden)  # type: ignore[no-any-return]
 
 
 _activation = activation  # the function, where an argument has its name

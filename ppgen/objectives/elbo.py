@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.objectives.base import Objective
 from ppgen.programs import Batch, Joint, Program
@@ -148,7 +149,8 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     if isinstance(_base(q["fn"]), dist.Delta):
         return None
     try:
-        terms = _per_dimension(q["fn"], p["fn"])
+        with programs.in_full_precision():
+            terms = _per_dimension(q["fn"], p["fn"])
     except NotImplementedError:
         return None
     rank = terms.dim() - 1

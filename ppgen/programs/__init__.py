@@ -7,7 +7,16 @@ only package that knows Pyro's effect handlers.
 
 from ppgen.programs.calling import Batch, Program, arguments, call, report_unused_columns
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
-from ppgen.programs.joint import DataPlate, Joint, check, data_plate, first_nonfinite, nesting_of, run
+from ppgen.programs.joint import (
+    DataPlate,
+    Joint,
+    check,
+    data_plate,
+    first_nonfinite,
+    in_full_precision,
+    nesting_of,
+    run,
+)
 from ppgen.programs.parameters import (
     Store,
     buffers,
@@ -38,6 +47,7 @@ __all__ = [
     "evaluation_mode",
     "first_nonfinite",
     "generate",
+    "in_full_precision",
     "label_log_probs",
     "leaves",
     "log_weights",

@@ -186,9 +186,16 @@ def _require_plates(site: Mapping[str, Any], shape: torch.Size, nesting: int) ->
 
 
 def log_prob_of(site: Mapping[str, Any]) -> Tensor:
-    """Returns the log probability of a site's value, without its scale and mask."""
-    log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    """Returns the log probability of a site's value, without its scale and mask, in float32."""
+    with in_full_precision():
+        log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return log_prob
+
+
+def in_full_precision() -> contextlib.AbstractContextManager[None]:
+    """Within it, matrix products inside densities (a full covariance, say) are float32 in a bfloat16 training too."""
+    mode: contextlib.AbstractContextManager[None] = torch._C.DisableTorchFunction()
+    return mode
 
 
 def _scaled(site: Mapping[str, Any], term: Tensor) -> Tensor:

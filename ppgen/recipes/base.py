@@ -22,9 +22,13 @@ from ppgen.data import Batches, Dataset, Together
 from ppgen.errors import ConfigError
 from ppgen.objectives import SemiSupervised, as_objective
 from ppgen.players import Optimizer
+from ppgen.precision import choose_precision
 from ppgen.programs import Program, arguments
 
 OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
+
+LARGE_STEP = 20_000_000
+"""Parameters times rows of a batch from which on bfloat16 pays."""
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 """The type of an option that counts something there must be."""
@@ -81,6 +85,8 @@ class Recipe:
         labelled_batch_size: labelled rows of a semi-supervised batch.
         average: decay of the average of the weights.
         particles: draws for the test NLL at the end of a run.
+        low_precision: whether matrix products may be bfloat16 where the machine is fast at it and the step is large:
+            those of networks may, those of a regression on raw data, say, may not. ``--precision`` overrules it.
     """
 
     model: Program
@@ -93,6 +99,19 @@ class Recipe:
     labelled_batch_size: int = 100
     average: float | None = None
     particles: int = 100
+    low_precision: bool = False
+
+    def precision(self, asked: str, device: torch.device) -> str:
+        """Returns the precision asked for, or what "auto" stands for: bfloat16 costs small steps more than it saves.
+
+        Raises:
+            ConfigError: if there is no such precision, or the device lacks it.
+        """
+        if asked != "auto":
+            return choose_precision(asked, device)
+        modules = [part for part in (self.model, self.guide) if isinstance(part, torch.nn.Module)]
+        work = self.rows_per_batch * sum(p.numel() for module in modules for p in module.parameters())
+        return choose_precision("auto", device) if self.low_precision and work >= LARGE_STEP else "fp32"
 
     @property
     def rows_per_batch(self) -> int:

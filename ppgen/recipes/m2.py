@@ -104,6 +104,7 @@ def m2(
         labelled_batch_size=labelled_batch_size,
         average=average,
         particles=evaluation_particles,
+        low_precision=True,
     )
 
 

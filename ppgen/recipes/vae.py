@@ -89,6 +89,7 @@ def vae(
         batch_size=batch_size,
         average=average,
         particles=evaluation_particles,
+        low_precision=True,
     )
 
 
