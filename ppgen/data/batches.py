@@ -1,5 +1,8 @@
 """Endless batches whose content is a pure function of (seed, position)."""
 
+import copy
+import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -7,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ppgen.data.datasets import Columns
+from ppgen.data.streaming import Streamed, held_if_small
+from ppgen.data.windows import Windows
 from ppgen.errors import ConfigError, DataError
 
-_ORDER, _NOISE = 0, 1  # separate random streams
+_ORDER, _NOISE, _WINDOW = 0, 1, 2  # separate random streams
 
 
 def columns_to(columns: Mapping[str, Tensor], device: str | torch.device) -> Columns:
@@ -22,6 +27,9 @@ class Batches(Iterator[Columns]):
 
     An epoch drops the rows that do not fill a batch. The batch at a position depends on the columns, the seed and
     the position only, and no global random state is read or changed: set `position` to resume exactly.
+
+    Columns that are streamed from disk come in windows of 128 MB (see `Windows`), of which the next one is read while
+    batches are drawn from the present one; streamed columns that fit into a window are read at once, and held.
 
     Args:
         columns: Tensors (n, ...) by name.
@@ -65,18 +73,24 @@ class Batches(Iterator[Columns]):
         if binarization not in ("none", "static", "dynamic"):
             raise ConfigError(f"expected binarization none, static or dynamic; got {binarization!r}")
         self._rows = _length(columns)
-        self._columns = columns_to(columns, device)
-        self._device = next(iter(self._columns.values())).device
         self._binarize = tuple(binarize) if binarization == "dynamic" else ()
         for name in self._binarize:
-            _require_probabilities(self._columns, name)
+            _require_probabilities(columns, name)
         self.seed = seed
         self.batch_size = min(batch_size, self._rows)
         self.steps_per_epoch = self._rows // self.batch_size
+        self._share = slice(0, self.batch_size)
         self._position = 0
-        self._epoch = -1
+        self._device = torch.empty(0, device=device).device
+        columns = {name: held_if_small(column) for name, column in columns.items()}
+        self._streamed = {name: column for name, column in columns.items() if isinstance(column, Streamed)}
+        self._windows: Windows | None = None
+        if self._streamed:
+            self._windows = Windows(columns, self.batch_size, self._share, functools.partial(self._entropy, _WINDOW))
+        self._steps = self._windows.steps if self._windows else self.steps_per_epoch
+        self._place = (-1, -1)
+        self._columns = {} if self._streamed else columns_to(columns, device)
         self._order = torch.empty(0, dtype=torch.int64)
-        self._noise = torch.Generator(self._device)
 
     @property
     def position(self) -> int:
@@ -89,30 +103,102 @@ class Batches(Iterator[Columns]):
             raise ConfigError(f"expected a position of at least 0; got {position}")
         self._position = position
 
+    def part(self, rank: int, world_size: int) -> "Batches":
+        """Returns batches that draw one process's rows of these: those from rank * B / N up to (rank + 1) * B / N.
+
+        The parts of all processes, one after the other, are the whole batch, binarization included. `batch_size`,
+        `steps_per_epoch` and `position` stay those of the whole batch; the columns are shared, not copied.
+
+        Args:
+            rank: Number of the process, from 0.
+            world_size: How many processes share each batch.
+
+        Raises:
+            ConfigError: if the batch cannot be shared evenly, or there is no such process.
+
+        Example:
+            >>> whole = Batches({"x": torch.arange(6.0)}, 4)
+            >>> parts = [whole.part(rank, 2) for rank in range(2)]
+            >>> torch.equal(torch.cat([next(part)["x"] for part in parts]), next(whole)["x"])
+            True
+        """
+        if world_size < 1:
+            raise ConfigError(f"expected at least one process to share batches; got {world_size}")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"expected a rank from 0 to {world_size - 1} of {world_size} processes; got {rank}")
+        if self.batch_size % world_size:
+            below = self.batch_size - self.batch_size % world_size
+            near = f"{below} or {below + world_size}" if below else f"{world_size}"
+            raise ConfigError(
+                f"expected a batch size that {world_size} processes can share evenly; got {self.batch_size}: use {near}"
+            )
+        size = self.batch_size // world_size
+        part = copy.copy(self)
+        part._share = slice(rank * size, (rank + 1) * size)
+        part._windows = self._windows.part(part._share) if self._windows else None
+        part._place = (-1, -1)
+        return part
+
     def __next__(self) -> Columns:
         epoch, step = divmod(self._position, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._shuffle(epoch)
+        number, step = divmod(step, self._steps)
+        if (epoch, number) != self._place:
+            self._enter(epoch, number)
         rows = self._order[step]
         batch = {name: column.index_select(0, rows) for name, column in self._columns.items()}
+        for name, column in self._streamed.items():
+            batch[name] = column.source.finished(batch[name])
         if self._binarize:
-            self._noise.manual_seed(self._entropy(_NOISE, self._position))
-            for name in self._binarize:
-                batch[name] = torch.bernoulli(batch[name], generator=self._noise)
+            self._draw(batch)
         self._position += 1
         return batch
 
+    def _enter(self, epoch: int, number: int) -> None:
+        if self._windows is None:
+            self._shuffle(epoch)
+        else:
+            window = self._windows.take(epoch, number)
+            self._columns = columns_to(window.columns, self._device)
+            self._order = window.order.to(self._device)
+        self._place = (epoch, number)
+
     def _shuffle(self, epoch: int) -> None:
         # always on the CPU, so that the order does not depend on the device
-        generator = torch.Generator().manual_seed(self._entropy(_ORDER, epoch))
+        generator = torch.Generator().manual_seed(_number(self._entropy(_ORDER, epoch)))
         order = torch.randperm(self._rows, generator=generator)[: self.steps_per_epoch * self.batch_size]
-        self._order = order.view(self.steps_per_epoch, self.batch_size).to(self._device)
-        self._epoch = epoch
+        self._order = order.view(self.steps_per_epoch, self.batch_size)[:, self._share].to(self._device)
 
-    def _entropy(self, stream: int, number: int) -> int:
+    def _draw(self, batch: Columns) -> None:
+        """Replaces intensities by Bernoulli draws, in place; noise is drawn for the whole batch and shared out."""
+        noise = _Uniform(self._entropy(_NOISE, self._position), self._device)
+        for name in self._binarize:
+            intensities = batch[name]
+            whole = noise((self.batch_size, *intensities.shape[1:]))
+            intensities.mul_(noise.top).gt_(whole[self._share])
+
+    def _entropy(self, stream: int, *numbers: int) -> np.random.SeedSequence:
         # the number of rows is mixed in, so that labelled and unlabelled batches of one seed do not share noise
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(stream, number, self._rows))
-        return int(sequence.generate_state(1, np.uint64)[0])
+        return np.random.SeedSequence(self.seed, spawn_key=(stream, *numbers, self._rows))
+
+
+class _Uniform:
+    """Uniform numbers from 0 up to, but not, `top`; on a CPU with 24 random bits, several times as fast as torch's."""
+
+    def __init__(self, entropy: np.random.SeedSequence, device: torch.device) -> None:
+        if device.type == "cpu":
+            self.top = 2.0**24
+            self._bits = np.random.SFC64(entropy)
+        else:
+            self.top = 1.0
+            self._generator = torch.Generator(device).manual_seed(_number(entropy))
+        self._device = device
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        if self._device.type != "cpu":
+            return torch.rand(shape, generator=self._generator, device=self._device)
+        count = math.prod(shape)
+        bits = torch.from_numpy(self._bits.random_raw((count + 1) // 2).view(np.int32))
+        return bits[:count].bitwise_and_(2**24 - 1).float().view(shape)
 
 
 class Together(Iterator[dict[str, Columns]]):
@@ -144,8 +230,26 @@ class Together(Iterator[dict[str, Columns]]):
         for part in self._parts.values():
             part.position = position
 
+    def part(self, rank: int, world_size: int) -> "Together":
+        """Returns batches that draw one process's rows of each of these: see `Batches.part`.
+
+        Raises:
+            ConfigError: naming the batches that cannot be shared evenly.
+        """
+        shares = {}
+        for name, batches in self._parts.items():
+            try:
+                shares[name] = batches.part(rank, world_size)
+            except ConfigError as error:
+                raise ConfigError(f"{name} rows: {error}") from error
+        return Together(**shares)
+
     def __next__(self) -> dict[str, Columns]:
         return {name: next(part) for name, part in self._parts.items()}
+
+
+def _number(entropy: np.random.SeedSequence) -> int:
+    return int(entropy.generate_state(1, np.uint64)[0])
 
 
 def _length(columns: Mapping[str, Tensor]) -> int:
@@ -161,7 +265,7 @@ def _length(columns: Mapping[str, Tensor]) -> int:
     return rows
 
 
-def _require_probabilities(columns: Columns, name: str) -> None:
+def _require_probabilities(columns: Mapping[str, Tensor], name: str) -> None:
     if name not in columns:
         raise ConfigError(f"expected a column {name!r} to binarize; got {', '.join(columns)}")
     low, high = columns[name].min().item(), columns[name].max().item()

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from ppgen.errors import DataError, PpgenError
 
 Array = NDArray[Any]
+_LARGEST = np.finfo(np.float32).max
+_BLOCK = 2**26  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Raw:
         classes: Names of the classes if the reader knows them.
         notes: What the reader did, in words.
         holdouts: Rows to take from train, by split, stratified; used by data sets with a known protocol.
+        mapped: The memory-mapped file that `x` of train lies in; its numbers are checked later, as it is first read.
+        most: The most rows that are split off for validation and for test; None: any number.
     """
 
     where: str
@@ -32,6 +36,8 @@ class Raw:
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     holdouts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    mapped: Path | None = None
+    most: int | None = None
 
 
 @contextmanager
@@ -61,9 +67,14 @@ def require_memory(needed: int, max_bytes: int | None, where: str | Path) -> Non
     Raises:
         DataError: if `needed` is more.
     """
-    limit = _available_memory() // 2 if max_bytes is None else max_bytes
-    if needed > limit:
+    if needed > memory_limit(max_bytes):
+        limit = memory_limit(max_bytes)
         raise DataError(f"{where}: expected at most {limit:,} bytes once unpacked; got {needed:,}: use a smaller file")
+
+
+def memory_limit(max_bytes: int | None = None) -> int:
+    """How many bytes data may take: `max_bytes`, or half of what is available now."""
+    return _available_memory() // 2 if max_bytes is None else max_bytes
 
 
 def _available_memory() -> int:
@@ -86,6 +97,8 @@ def checked(raw: Raw) -> Raw:
     for split, columns in raw.splits.items():
         for name, array in columns.items():
             _check_array(array, name, _key(name, split), raw.where)
+            if array.dtype.kind == "f" and name != "y" and raw.mapped is None:
+                check_finite(array, _key(name, split), raw.where)
         _check_lengths(columns, split, raw.where)
     _check_alike(raw)
     return _with_layout(_with_labels(raw))
@@ -104,22 +117,46 @@ def _check_array(array: Array, name: str, key: str, where: str) -> None:
         raise DataError(f"{where}: expected {key} of {wanted}; got shape {array.shape}")
     if array.size == 0:
         raise DataError(f"{where}: expected rows in {key}; got an empty array of shape {array.shape}")
-    if array.dtype.kind == "f" and name != "y":
-        _check_finite(array, key, where)
 
 
-def _check_finite(array: Array, key: str, where: str) -> None:
-    largest = np.finfo(np.float32).max
+def blocks(array: Array) -> Iterator[tuple[int, Array]]:
+    """Yields consecutive rows, 64 MB of them at a time, with the number of the first: what is mapped stays on disk."""
+    rows = max(1, _BLOCK // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield start, array[start : start + rows]
+
+
+def extent(array: Array) -> tuple[Any, Any]:
+    """Returns the lowest and the highest value, nan if there is one."""
     with np.errstate(invalid="ignore"):
-        low, high = array.min(), array.max()
-    if -largest <= low and high <= largest:  # false for nan
-        return
-    bad = ~(np.abs(array) <= largest)
-    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
-    raise DataError(
-        f"{where}: expected finite numbers in {key} that fit float32; got {array[index]} at {_place(index)} "
-        f"({int(bad.sum())} such values)"
-    )
+        return array.min(), array.max()
+
+
+def fits_float32(low: Any, high: Any) -> bool:
+    """Whether numbers from `low` to `high` are finite as float32; false for nan."""
+    return float(low) >= -float(_LARGEST) and float(high) <= float(_LARGEST)
+
+
+def check_finite(array: Array, key: str, where: str) -> None:
+    """Check that all numbers fit float32.
+
+    Raises:
+        DataError: naming the first that does not, and how many there are.
+    """
+    first, count = None, 0
+    for start, block in blocks(array):
+        if fits_float32(*extent(block)):
+            continue
+        bad = ~(np.abs(block) <= _LARGEST)
+        count += int(bad.sum())
+        if first is None:
+            row, *position = (int(i) for i in np.unravel_index(int(np.argmax(bad)), block.shape))
+            first = (start + row, *position)
+    if first is not None:
+        raise DataError(
+            f"{where}: expected finite numbers in {key} that fit float32; got {array[first]} at {_place(first)} "
+            f"({count} such values)"
+        )
 
 
 def _place(index: tuple[int, ...]) -> str:

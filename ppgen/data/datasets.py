@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppgen.data.streaming import Streamed, held_if_small
 from ppgen.errors import ConfigError, DataError
 
 Columns = dict[str, Tensor]
@@ -23,12 +24,14 @@ class Dataset:
 
     Attributes:
         name: The name it was loaded by.
-        train: `x` float32 (n, *shape), `y` int64 (n,) with -1 for a missing label, and further columns (n, ...).
+        train: `x` float32 (n, *shape), `y` int64 (n,) with -1 for a missing label, and further columns (n, ...);
+            `x` of data larger than memory is `Streamed`: index its rows to read them.
         validation: The same columns; where there are labels, no label is missing here.
         test: As `validation`; it never depends on a seed.
         classes: Names of the classes, in the order of `y`; None without labels.
         binarization: What ppgen does to `x`: "none", "static" (drawn once), "dynamic" (train is redrawn by batch).
-        fingerprint: SHA-256, in hex, of all columns as loaded, before labels are hidden and anything is binarized.
+        fingerprint: SHA-256, in hex, of all columns as loaded, before labels are hidden and anything is binarized; of
+            the whole file where data are streamed, which is then another one than that of the same data in memory.
         notes: Every cast, rescaling and reordering that was done, in words.
         rows: Where each row of a split came from: its row number in the source, int64 (n,), by split; may be empty.
     """
@@ -47,6 +50,11 @@ class Dataset:
     def splits(self) -> dict[str, Columns]:
         """The three splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the train rows stay on disk."""
+        return any(isinstance(column, Streamed) for column in self.train.values())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +84,8 @@ class Dataset:
             seed: Seed of the draws.
 
         Raises:
-            ConfigError: if `how` is another word, or "none" is asked of data already binarized.
+            ConfigError: if `how` is another word, "none" is asked of data already binarized, or "static" of data
+                that are streamed.
             DataError: if `x` leaves [0, 1].
         """
         if how not in ("none", "static", "dynamic"):
@@ -85,6 +94,10 @@ class Dataset:
             return self
         if how == "none":
             raise ConfigError(f"expected data not yet binarized; got {self.name} binarized {self.binarization}")
+        if how == "static" and self.streamed:
+            raise ConfigError(
+                f"expected binarization none or dynamic for data streamed from disk ({self.name}); got static"
+            )
         self.require_unit_interval()
         return dataclasses.replace(
             self,
@@ -103,10 +116,9 @@ class Dataset:
         for split, columns in self.splits.items():
             if column not in columns:
                 raise DataError(f"expected a column {column!r} in {self.name}; got {', '.join(columns)}")
-            outside = (columns[column] < 0) | (columns[column] > 1)
-            if bool(outside.any()):
-                row, *position = torch.nonzero(outside)[0].tolist()
-                value = columns[column][(row, *position)].item()
+            if (place := _outside_unit_interval(columns[column])) is not None:
+                row, *position = place
+                value = columns[column][place].item()
                 source_row = int(self.rows[split][row]) if split in self.rows else row
                 raise DataError(
                     f"{self.name}: expected {column} in [0, 1] for a Bernoulli likelihood; got {value:g} at row "
@@ -137,14 +149,14 @@ class Dataset:
         if "y" not in self.train:
             raise DataError(f"{self.name}: expected labels; got none: this recipe needs a column y")
         known = self.train["y"] >= 0
-        return {name: column[known] for name, column in self.train.items()}
+        return {name: held_if_small(column[known]) for name, column in self.train.items()}
 
     def unlabelled(self) -> Columns:
         """The train rows whose label is missing, without `y`: all rows where there are no labels; maybe none."""
         if "y" not in self.train:
             return dict(self.train)
         missing = self.train["y"] < 0
-        return {name: column[missing] for name, column in self.train.items() if name != "y"}
+        return {name: held_if_small(column[missing]) for name, column in self.train.items() if name != "y"}
 
     def _labels_by_class(self) -> dict[str, int]:
         classes = self.classes or ()
@@ -153,12 +165,29 @@ class Dataset:
         return dict(zip(classes, counts, strict=True))
 
 
+def _outside_unit_interval(column: Tensor) -> tuple[int, ...] | None:
+    """Returns the place of the first value outside [0, 1]."""
+    if column.numel() == 0 or (column.min() >= 0 and column.max() <= 1):
+        return None
+    rows = max(1, 2**24 // max(1, column[0].numel()))
+    for start in range(0, len(column), rows):
+        part = column[start : start + rows]
+        outside = torch.nonzero((part < 0) | (part > 1))
+        if len(outside):
+            row, *position = outside[0].tolist()
+            return start + row, *position
+    return None
+
+
 def fingerprint(splits: Mapping[str, Columns]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all columns."""
     digest = hashlib.sha256()
     for split, columns in splits.items():
         for name in sorted(columns):
-            array = np.ascontiguousarray(columns[name].numpy())
+            if isinstance(column := columns[name], Streamed):
+                digest.update(f"{split}/{name} streamed {column.source.survey.digest}\n".encode())
+                continue
+            array = np.ascontiguousarray(column.numpy())
             digest.update(f"{split}/{name} {array.dtype.str} {array.shape}\n".encode())
             digest.update(array.data)
     return digest.hexdigest()
@@ -172,4 +201,5 @@ def _bernoulli(columns: Columns, seed: int, number: int) -> Columns:
 
 def _summary(column: Tensor) -> str:
     kind = str(column.dtype).removeprefix("torch.")
-    return f"{kind} {tuple(column.shape[1:])}, {column.min().item():g} to {column.max().item():g} in train"
+    where = "the file" if isinstance(column, Streamed) else "train"
+    return f"{kind} {tuple(column.shape[1:])}, {column.min().item():g} to {column.max().item():g} in {where}"

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ppgen.data.checking import Array, Raw, reading, require_memory
+from ppgen.data.checking import Array, Raw, memory_limit, reading, require_memory
 from ppgen.errors import DataError
 
 _SPLIT_SUFFIXES = ("validation", "test")
@@ -55,17 +55,54 @@ def arrays_of(path: Path, *, max_bytes: int | None = None) -> dict[str, Array]:
     return arrays
 
 
-def read_npy(path: Path, *, max_bytes: int | None) -> Raw:
-    """Read `x` alone.
+def read_npy(path: Path, *, max_bytes: int | None, stream: bool | None = None) -> Raw:
+    """Read `x`, and `y` from NAME_y.npy if that lies beside NAME.npy.
+
+    Args:
+        path: The file of `x`.
+        max_bytes: The most memory to take.
+        stream: Whether `x` stays on disk, memory-mapped; None: if it would take more than `max_bytes` in memory.
 
     Raises:
-        DataError: if the file is damaged, too large or holds objects.
+        DataError: if a file is damaged, too large or holds objects, or `x` cannot be streamed.
     """
+    labels = path.with_name(f"{path.stem}_y.npy")
+    columns = {"y": _array_of(labels, max_bytes)} if labels.is_file() else {}
+    where = f"{path} (y: {labels.name})" if columns else str(path)
+    notes = (f"y: read from {labels.name}",) if columns else ()
+    if stream is None:
+        stream = _bytes_in_memory(path) > memory_limit(max_bytes)
+    if not stream:
+        return Raw(where, {"train": {"x": _array_of(path, max_bytes), **columns}}, notes=notes)
+    return Raw(where, {"train": {"x": _mapped(path), **columns}}, notes=notes, mapped=path)
+
+
+def _array_of(path: Path, max_bytes: int | None) -> Array:
     _require_content(path)
     with reading(path), path.open("rb") as stream:
         _check_header(stream, path.stat().st_size, str(path), max_bytes)
         stream.seek(0)
-        return Raw(str(path), {"train": {"x": np.lib.format.read_array(stream, allow_pickle=False)}})
+        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _mapped(path: Path) -> Array:
+    _require_content(path)
+    with reading(path):
+        with path.open("rb") as stream:
+            _check_header(stream, path.stat().st_size, str(path), None, in_memory=False)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not array.flags.c_contiguous:
+        raise DataError(f"{path}: expected rows that lie one after the other (C order) to stream; got Fortran order")
+    return array.view(np.ndarray)
+
+
+def _bytes_in_memory(path: Path) -> int:
+    """What loading takes at its peak: the array as it lies in the file, and as float32."""
+    _require_content(path)
+    with reading(path), path.open("rb") as stream:
+        shape, dtype = _check_header(stream, path.stat().st_size, str(path), None, in_memory=False)
+    return math.prod(shape) * (dtype.itemsize + 4)
 
 
 def _name_and_split(key: str) -> tuple[str, str]:
@@ -81,7 +118,9 @@ def _require_content(path: Path) -> None:
             raise DataError(f"{path}: expected data; got an empty file")
 
 
-def _check_header(stream: IO[bytes], size: int, where: str, max_bytes: int | None) -> None:
+def _check_header(
+    stream: IO[bytes], size: int, where: str, max_bytes: int | None, *, in_memory: bool = True
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Compare what the header announces with what there is: numpy would allocate first and read then."""
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -91,9 +130,11 @@ def _check_header(stream: IO[bytes], size: int, where: str, max_bytes: int | Non
     if dtype.hasobject:
         raise DataError(f"{where}: expected numbers; got an object array, which would have to be unpickled")
     announced, present = math.prod(shape) * dtype.itemsize, size - stream.tell()
-    require_memory(announced, max_bytes, where)
+    if in_memory:
+        require_memory(announced, max_bytes, where)
     if announced != present:
         raise DataError(f"{where}: expected {announced:,} bytes for shape {shape}; got {present:,}: truncated?")
+    return shape, dtype
 
 
 def read_csv(path: Path, *, label_column: str | None, max_bytes: int | None) -> Raw:

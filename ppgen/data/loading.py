@@ -16,9 +16,11 @@ from ppgen.data.images import read_images
 from ppgen.data.sources import SOURCES
 from ppgen.data.sources import data_root as resolved_data_root
 from ppgen.data.splitting import keep_labels, split_rows
+from ppgen.data.streaming import Source, Streamed
 from ppgen.errors import ConfigError, DataError
 
 _SUFFIXES = (".npz", ".npy", ".csv")
+_MOST_HELD_OUT, _MOST_BYTES_HELD_OUT = 10_000, 2**28
 _SUPPORTED = "a .npz, .npy or .csv file, or a folder of images"
 
 
@@ -51,19 +53,23 @@ def load(
     label_column: str | None = None,
     seed: int = 0,
     max_bytes: int | None = None,
+    stream: bool | None = None,
 ) -> Dataset:
     """Load a built-in data set by name, or the user's own by path.
 
     Args:
         name_or_path: A name from `names()`; or a `.npz` (`x`, optional `y`, further columns; keys ending in `_test`
-            and `_validation` give own splits), `.npy` (`x`), `.csv` (header line, numeric columns), or a folder of
-            images (a sub-folder a class, `_unlabelled/` besides). Own data is split 70/10/20, stratified, always alike.
+            and `_validation` give own splits), `.npy` (`x`; `y` from NAME_y.npy where that lies beside NAME.npy),
+            `.csv` (header line, numeric columns), or a folder of images (a sub-folder a class, `_unlabelled/`
+            besides). Own data is split 70/10/20, stratified, always alike.
         data_root: Folder of the built-in data sets; default: `PPGEN_DATA`, else a cache folder of the user.
         download: Whether a built-in data set that is not there may be downloaded.
         labels: Number of train labels to keep, balanced over the classes; the others become -1.
         label_column: Name of the column of labels of a `.csv`.
         seed: Chooses the labels to keep, and nothing else.
         max_bytes: Refuse own files that would take more memory; default: half of what is available.
+        stream: Whether `x` of a `.npy` stays on disk, memory-mapped, and at most 10,000 rows each are split off for
+            validation and test; None: if it would take more than `max_bytes` in memory.
 
     Raises:
         ConfigError: if the name is unknown or an option does not fit.
@@ -77,13 +83,15 @@ def load(
     if seed < 0:
         raise ConfigError(f"expected a seed of at least 0; got {seed}")
     if isinstance(name_or_path, str) and name_or_path in SOURCES:
+        if stream:
+            raise ConfigError(f"expected a .npy file to stream from disk; got data set {name_or_path!r}")
         if label_column is not None:
             raise ConfigError(f"expected --label-column with a .csv file only; got it with {name_or_path!r}")
         root = resolved_data_root(data_root)
         name, raw = name_or_path, SOURCES[name_or_path].read(name_or_path, root, download)
     else:
         path = _existing_path(name_or_path)
-        name, raw = path.name, _read_path(path, label_column, max_bytes)
+        name, raw = path.name, _read_path(path, label_column, max_bytes, stream)
     dataset = _dataset(name, checked(raw))
     return _note_few_labels(dataset if labels is None else _with_labels_kept(dataset, labels, seed))
 
@@ -100,8 +108,10 @@ def _existing_path(name_or_path: str | Path) -> Path:
     raise ConfigError(f"unknown data set {str(name_or_path)!r}: {hint} (or give the path of {_SUPPORTED})")
 
 
-def _read_path(path: Path, label_column: str | None, max_bytes: int | None) -> Raw:
+def _read_path(path: Path, label_column: str | None, max_bytes: int | None, stream: bool | None) -> Raw:
     suffix = path.suffix.lower()
+    if stream and (suffix != ".npy" or path.is_dir()):
+        raise ConfigError(f"expected a .npy file to stream from disk; got {path}: write its x with numpy.save")
     if label_column is not None and suffix != ".csv":
         raise ConfigError(f"expected --label-column with a .csv file only; got it with {path}")
     if path.is_dir():
@@ -109,20 +119,27 @@ def _read_path(path: Path, label_column: str | None, max_bytes: int | None) -> R
     if suffix == ".npz":
         return read_npz(path, max_bytes=max_bytes)
     if suffix == ".npy":
-        return read_npy(path, max_bytes=max_bytes)
+        return read_npy(path, max_bytes=max_bytes, stream=stream)
     if suffix == ".csv":
         return read_csv(path, label_column=label_column, max_bytes=max_bytes)
     raise DataError(f"{path}: expected {_SUPPORTED}; got a file ending in {suffix or 'nothing'!r}")
 
 
 def _dataset(name: str, raw: Raw) -> Dataset:
-    rows = {split: split_rows(raw)[split] for split in SPLITS}
+    if raw.mapped is not None:
+        raw = _with_few_held_out(raw)
+    parts = split_rows(raw)
+    rows = {split: parts[split] for split in SPLITS}
+    source = None if raw.mapped is None else Source.of(raw.mapped, raw.splits["train"]["x"])
     # whether small integers are grey levels or already 0 and 1 is decided on all splits together
-    divisor = _divisor([columns["x"] for columns in raw.splits.values()])
+    divisor = source.divisor if source else _divisor([columns["x"] for columns in raw.splits.values()])
     splits: dict[str, Columns] = {}
-    for split, (source, numbers) in rows.items():
+    for split, (origin, numbers) in rows.items():
         splits[split] = {
-            column: _tensor(column, array[numbers], divisor) for column, array in raw.splits[source].items()
+            column: Streamed.of(source, numbers)
+            if source is not None and (split, column) == ("train", "x")
+            else _tensor(column, array[numbers], divisor)
+            for column, array in raw.splits[origin].items()
         }
     casts = [note for column, array in raw.splits["train"].items() if (note := _cast(column, array.dtype, divisor))]
     return Dataset(
@@ -134,6 +151,14 @@ def _dataset(name: str, raw: Raw) -> Dataset:
         notes=(*raw.notes, *casts),
         rows={split: torch.from_numpy(numbers) for split, (_, numbers) in rows.items()},
     )
+
+
+def _with_few_held_out(raw: Raw) -> Raw:
+    """Validation and test rows are held in memory, also where train rows are not."""
+    x = raw.splits["train"]["x"]
+    most = min(_MOST_HELD_OUT, max(1, _MOST_BYTES_HELD_OUT // (4 * max(1, x[0].size))))
+    notes = (f"x: streamed from disk ({x.nbytes:,} bytes); at most {most:,} rows each in validation and test",)
+    return dataclasses.replace(raw, most=most, notes=(*raw.notes, *notes))
 
 
 def _divisor(parts: list[Array]) -> int:

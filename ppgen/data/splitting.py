@@ -42,10 +42,11 @@ def _holdouts(rows: Array, y: Array | None, raw: Raw) -> dict[str, Array]:
 
 
 def _shares(count: int, y: Array | None, missing: Sequence[str], raw: Raw) -> dict[str, Array]:
-    """Take 10 % for validation and 20 % for test of each class; rows without a label stay in train."""
+    """Take 10 % for validation and 20 % for test of each class, or less; rows without a label stay in train."""
     labels = np.zeros(count, dtype=np.int64) if y is None else y
     total = _SHARES["train"] + sum(_SHARES[split] for split in missing)
     generator = np.random.default_rng(0)
+    cap = 1.0 if raw.most is None else raw.most / max(1, int((labels >= 0).sum()))
     parts: dict[str, list[Array]] = {"train": [np.flatnonzero(labels < 0)], **{split: [] for split in missing}}
     for label in np.unique(labels[labels >= 0]):
         rows = generator.permutation(np.flatnonzero(labels == label))
@@ -55,7 +56,7 @@ def _shares(count: int, y: Array | None, missing: Sequence[str], raw: Raw) -> di
                 f"{raw.where}: expected at least {len(missing) + 1} {what}, to split into train and "
                 f"{' and '.join(missing)}; got {len(rows)}"
             )
-        sizes = {split: max(1, round(len(rows) * _SHARES[split] / total)) for split in missing}
+        sizes = {split: max(1, round(len(rows) * min(_SHARES[split] / total, cap))) for split in missing}
         for split, size in sizes.items():
             parts[split].append(rows[:size])
             rows = rows[size:]

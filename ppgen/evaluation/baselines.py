@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppgen.data import Dataset
+from ppgen.data import Dataset, Streamed
 from ppgen.evaluation.intervals import Proportion
 
 MOST_ROWS = 10_000
@@ -18,16 +18,21 @@ def baselines(data: Dataset) -> dict[str, Proportion]:
     "logistic_regression" and "nearest_neighbour" (one neighbour) see flattened ``x`` of the labelled rows only;
     "label_spreading" (a graph of 7 nearest neighbours) sees ``x`` of the unlabelled train rows too, and no test row
     before it predicts. To spare time and memory, logistic regression is left out above 10,000 labelled rows, and label
-    spreading above 10,000 train rows or without unlabelled rows. Without labels of at least two classes there are no
-    baselines. To give the baselines intensities rather than binary draws, pass the data before they are binarized.
+    spreading above 10,000 train rows or without unlabelled rows. There are no baselines without labels of at least two
+    classes, nor where labelled rows are streamed from disk. To give the baselines intensities rather than binary draws,
+    pass the data before they are binarized.
     """
     if data.classes is None or "y" not in data.train:
         return {}
     labelled = data.labelled()
+    if isinstance(labelled["x"], Streamed):
+        return {}
     x, y = _flat(labelled["x"]), labelled["y"].numpy()
     if len(np.unique(y)) < 2:
         return {}
     hidden = data.unlabelled()["x"]
+    if isinstance(hidden, Streamed):
+        hidden = labelled["x"][:0]
     test_x, test_y = _flat(data.test["x"]), data.test["y"].numpy()
     found = {}
     for name, classifier in _classifiers(len(x), len(hidden)).items():
