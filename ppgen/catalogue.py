@@ -9,9 +9,10 @@ from ppgen.configuration import Config
 from ppgen.data.sources import data_root as resolved_data_root
 from ppgen.display import show_table, write
 from ppgen.objectives import Objective
+from ppgen.places import load_data
 from ppgen.programs.description import describe
 from ppgen.recipes import RECIPES, Entry
-from ppgen.runs import Run, load_data, resolve
+from ppgen.runs import Run, resolve
 
 
 def show_list(data_root: str | None) -> None:

@@ -26,6 +26,7 @@ class DataConfig(_Strict):
     root: str | None = None
     labels: int | None = None
     label_column: str | None = None
+    stream: bool | None = None
 
 
 class Resolved(_Strict):
@@ -49,7 +50,7 @@ class Config(_Strict):
     epochs: int | None = pydantic.Field(default=None, ge=1, strict=True)
     steps: int | None = pydantic.Field(default=None, ge=1, strict=True)
     device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     threads: int | None = pydantic.Field(default=None, ge=1, strict=True)
     on_nan: Literal["stop", "skip", "rollback"] = "stop"

@@ -1,8 +1,10 @@
-"""Devices, precisions, threads, and the state of every random stream."""
+"""Devices, threads, and the state of every random stream."""
 
+import contextlib
 import math
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,6 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str) -> str:
-    """Returns "fp32" or "bf16"; "auto" is "fp32".
-
-    Raises:
-        ConfigError: if there is no such precision.
-    """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"expected precision auto, fp32 or bf16; got '{precision}'")
-    return "fp32" if precision == "auto" else precision
-
-
 def random_state(device: torch.device) -> Tensor:
     """Returns the state of torch's random stream on a device."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
@@ -58,7 +49,7 @@ def all_random_states() -> dict[str, Any]:
     """Returns the state of every random stream: torch's on CPU and each GPU, numpy's, Python's."""
     return {
         "torch": torch.get_rng_state(),
-        "cuda": list(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else [],
+        "cuda": [torch.cuda.get_rng_state(device) for device in _gpus()] if torch.cuda.is_initialized() else [],
         "numpy": np.random.get_state(),
         "python": random.getstate(),
     }
@@ -67,10 +58,34 @@ def all_random_states() -> dict[str, Any]:
 def set_all_random_states(state: dict[str, Any]) -> None:
     """Restores `all_random_states`."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for device, found in zip(_gpus(), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(found, device)
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])
+
+
+@contextlib.contextmanager
+def same_random_states() -> Iterator[None]:
+    """Restores every random stream at the end."""
+    before = all_random_states()
+    try:
+        yield
+    finally:
+        set_all_random_states(before)
+
+
+def _gpus() -> list[int]:
+    # of processes that train together each has one of its own, and its stream is the same in all of them
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    count = torch.cuda.device_count()
+    return [torch.cuda.current_device()] if together and count else list(range(count))
+
+
+def seed_all(seed: int) -> None:
+    """Starts every random stream anew: torch's, numpy's, Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
 
 def free_cores() -> int:

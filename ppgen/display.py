@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ppgen import launching
+
 if TYPE_CHECKING:
     from ppgen.runs import Record, Run
 
@@ -35,7 +37,13 @@ def console(*, error: bool = False) -> Console:
 
 
 def say(message: str, *, style: str = "") -> None:
-    """Prints a message to standard error."""
+    """Prints a message to standard error; of processes that train together, only one does."""
+    if launching.leads():
+        warn(message, style=style)
+
+
+def warn(message: str, *, style: str = "") -> None:
+    """Prints a message to standard error, in any process."""
     console(error=True).print(Text(message, style=style), soft_wrap=True)
 
 
@@ -113,6 +121,7 @@ def show_start(run: "Run") -> None:
     per_epoch = run.batches.steps_per_epoch
     compiled = {True: "compiled", False: "not compiled", None: "maybe compiled later"}[run.trainer.compiled]
     threads = f"{run.threads} thread{'s' if run.threads > 1 else ''}"
+    threads = f"{run.processes.size} processes of {threads}" if run.processes.size > 1 else threads
     say(
         f"\n{run.config.recipe}: {parameters:,} parameters; {run.steps:,} steps, {per_epoch:,} an epoch;"
         f" steps are {compiled}; {run.trainer.device}, {threads}, {run.trainer.precision}"
@@ -162,15 +171,17 @@ def _plain(run: "Run", clock: "_Clock") -> Callable[["Record"], None]:
 
 
 class _Clock:
-    """Tells the time left from the pace of the latest tenth of the steps, so that compiling is soon forgotten."""
+    """Tells the time left from the pace of the latest tenth of the steps, compiling left out."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self._seen: list[tuple[int, float]] = []
+        self._compiling = 0.0
 
-    def left(self, step: int) -> str:
-        """Returns the time left after ``step``; empty at the first call."""
-        now = time.monotonic()
+    def left(self, step: int, compiling: float = 0.0) -> str:
+        """Returns the time left after ``step``, before which ``compiling`` seconds passed; empty at the first call."""
+        self._compiling += compiling
+        now = time.monotonic() - self._compiling
         self._seen = [*(seen for seen in self._seen if seen[0] >= step - self.steps // 10), (step, now)]
         first, start = self._seen[0]
         if step == first:
@@ -191,7 +202,10 @@ def _line(record: "Record", run: "Run", clock: _Clock) -> str:
     parts += [f"bound {bound:.2f} nats"] if bound is not None else []
     if "validation_accuracy" in record:
         parts.append(f"accuracy {100 * record['validation_accuracy']:.1f} %")
-    return "  ".join([*parts, f"{record['images_per_second']:,.0f} images/s", clock.left(record["step"])]).rstrip()
+    compiling = record.get("compile_seconds", 0.0)
+    parts += [f"compiled in {compiling:.0f} s"] if compiling else []
+    left = clock.left(record["step"], compiling)
+    return "  ".join([*parts, f"{record['images_per_second']:,.0f} images/s", left]).rstrip()
 
 
 @contextlib.contextmanager

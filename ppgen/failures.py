@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ppgen import launching
 from ppgen.errors import PpgenError
 
 _STORAGE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
@@ -38,6 +39,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     >>> explain(PpgenError("expected 1; got 2"))
     (1, 'Error: expected 1; got 2')
     """
+    if isinstance(error, launching.ElsewhereError):
+        return error.exit_code, ""
     if isinstance(error, Interrupted):
         return error.exit_code, str(error)
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
@@ -62,6 +65,15 @@ def _described(error: BaseException) -> tuple[int, str]:
     if place := _place_in_users_code(error):
         return _USAGE, f"{place}: {_named(error)} (PPGEN_DEBUG=1 shows the traceback)"
     return 1, f"{_named(error)}; this is a bug in ppgen: run again with PPGEN_DEBUG=1 for the traceback"
+
+
+def exit_code(error: BaseException) -> int:
+    """Returns the exit code of a failure.
+
+    >>> exit_code(PpgenError("expected 1; got 2"))
+    1
+    """
+    return explain(error)[0]
 
 
 def close_broken_output(error: BaseException) -> None:

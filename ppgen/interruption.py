@@ -56,7 +56,9 @@ class Interruption:
 
         def until() -> bool:
             self._patient = run.trainer.steps > first + STEPS_TO_SPARE
-            return self.number is not None
+            known = run.processes.signal(self.number)
+            self.number = self.number if known is None else known
+            return known is not None
 
         yield from run.train(until)
         self._patient = False

@@ -14,6 +14,8 @@ from ppgen.errors import CheckpointError, ConfigError
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+Gradients = dict[str, list[Tensor | None]]
+"""By player; None for a leaf that the player's loss does not depend on."""
 
 
 ADAM: OptimizerFactory = functools.partial(torch.optim.Adam, lr=1e-3)
@@ -161,6 +163,45 @@ def make_players(groups: Mapping[str, dict[str, Tensor]], optimizer: OptimizerLi
     if isinstance(optimizer, Mapping) and (unknown := sorted(optimizer.keys() - groups.keys())):
         raise ConfigError(f"there is an optimizer for '{unknown[0]}'; players are {', '.join(groups)}")
     return {name: Player(name, leaves, _optimizer_of(name, optimizer)) for name, leaves in groups.items()}
+
+
+def gradients_of(losses: Mapping[str, Tensor], players: Mapping[str, Player]) -> Gradients:
+    """Differentiates the losses of one phase, each by the leaves of its player.
+
+    Raises:
+        ConfigError: if a loss is of no player, or depends on no parameter.
+    """
+    gradients: Gradients = {}
+    for position, (player, loss) in enumerate(losses.items(), start=1):
+        if player not in players:
+            raise ConfigError(f"there is a loss for '{player}'; players are {', '.join(players)}")
+        if not loss.requires_grad:
+            raise ConfigError(f"the loss of player '{player}' depends on no parameter")
+        leaves = list(players[player].leaves.values())
+        keep = position < len(losses)
+        gradients[player] = list(torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True))
+    return gradients
+
+
+def named_gradients(players: Mapping[str, Player], gradients: Gradients) -> dict[str, Tensor]:
+    """Returns the gradients that there are, by the name of their leaf."""
+    return {
+        name: gradient
+        for player, found in gradients.items()
+        for name, gradient in zip(players[player].leaves, found, strict=True)
+        if gradient is not None
+    }
+
+
+def first_nonfinite(players: Mapping[str, Player], losses: Mapping[str, Tensor], gradients: Gradients) -> str:
+    """Says which gradient or loss is not finite."""
+    for name, gradient in named_gradients(players, gradients).items():
+        if not gradient.isfinite().all():
+            return f"the gradient of '{name}'"
+    if any(not players[player].norm(found).isfinite() for player, found in gradients.items()):
+        return "the norm of the gradient, which overflows"
+    bad = [player for player, loss in losses.items() if not loss.isfinite()]
+    return f"the loss of player '{bad[0]}'" if bad else "an overflow that did not recur"
 
 
 def _optimizer_of(player: str, optimizer: OptimizerLike) -> Optimizer:

@@ -3,20 +3,20 @@
 import json
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppgen import data as datasets
 from ppgen.configuration import Config, Resolved, from_toml, identity, read_config, versions
 from ppgen.data import Dataset
-from ppgen.devices import all_random_states, choose_device, set_all_random_states, threads_for
+from ppgen.devices import choose_device, same_random_states, seed_all, threads_for
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
+from ppgen.places import create_folder, find_data_below, load_data, load_together, open_folder, place_for, recipe_of
+from ppgen.processes import Processes
 from ppgen.recipes import Entry, find
 from ppgen.storage import Checkpoint, RunFolder, pack, unpack
 from ppgen.training import Trainer
@@ -65,18 +65,20 @@ class Run:
         folder: where it lives.
         steps: how many it takes.
         seconds: how long it has trained.
+        processes: those that train it together.
     """
 
     folder: RunFolder
 
-    def __init__(self, config: Config, entry: Entry, data: Dataset) -> None:
+    def __init__(self, config: Config, entry: Entry, data: Dataset, processes: Processes | None = None) -> None:
         self.config, self.entry = config, entry
-        _seed(config.seed)
+        self.processes = processes or Processes()
+        seed_all(config.seed)
         self.recipe = entry.build(data, config.options)
         self.data = self.recipe.data or data
         self._loaded = data
         resolved = config.resolved
-        device = choose_device(resolved.device if resolved else config.device)
+        device = self.processes.device(choose_device(resolved.device if resolved else config.device))
         self.batches = self.recipe.batches(config.seed, device)
         epochs = config.epochs or self.recipe.epochs
         self.steps = config.steps or epochs * self.batches.steps_per_epoch
@@ -88,13 +90,15 @@ class Run:
             total_steps=self.steps,
             average=self.recipe.average,
             device=device,
-            precision=resolved.precision if resolved else config.precision,
+            precision=resolved.precision if resolved else self.recipe.precision(config.precision, device),
             compile=config.compile,
             nonfinite="skip" if config.on_nan == "skip" else "raise",
+            processes=self.processes,
         )
         self.seconds = 0.0
         self._metrics_size = 0
         self._rollbacks = 0
+        self._trained_by = self.processes.size
         self._set_up(resolved)
 
     def _set_up(self, resolved: Resolved | None) -> None:
@@ -103,7 +107,7 @@ class Run:
         self.trainer.setup(first)
         parameters = sum(leaf.numel() for leaf in self.trainer.leaves.values())
         asked = resolved.threads if resolved else self.config.threads
-        self.threads = asked or threads_for(parameters, self.recipe.batch_size)
+        self.threads = int(self.processes.leading(asked or threads_for(parameters, self.recipe.batch_size)))
         torch.set_num_threads(self.threads)
         if resolved is None:
             self.trainer.plan(first)
@@ -111,7 +115,7 @@ class Run:
             self.trainer.decide(resolved.compiled)
 
     @classmethod
-    def create(cls, config: Config, out: str | Path | None = None) -> "Run":
+    def create(cls, config: Config, out: str | Path | None = None, *, processes: Processes | None = None) -> "Run":
         """Builds a run from scratch and makes its folder; nothing is written unless all of it can be built.
 
         Raises:
@@ -121,12 +125,15 @@ class Run:
         """
         entry = find(config.recipe)
         config = resolve(config, entry)
-        path = out if out is not None else _new_folder(config)
+        team = processes or Processes()
+        path = place_for(config, out, team)
         RunFolder(path).refuse_content()  # at once, not after minutes of loading
-        data = load_data(config)
-        run = cls(config, entry, data)
+        data = load_together(config, team)
+        run = cls(config, entry, data, team)
         run.config = config.model_copy(
             update={
+                # how much memory is free may differ when it is resumed, and the order of streamed rows is another
+                "data": config.data.model_copy(update={"stream": data.streamed}),
                 "resolved": Resolved(
                     steps=run.steps,
                     device=str(run.trainer.device),
@@ -135,35 +142,44 @@ class Run:
                     threads=run.threads,
                     fingerprint=data.fingerprint,
                     versions=versions(),
-                )
+                ),
             }
         )
-        run.folder = RunFolder.create(path)
+        run.folder = create_folder(path, team)
         return run
 
     @classmethod
-    def open(cls, path: str | Path, *, recipe: str | None = None, data_root: str | Path | None = None) -> "Run":
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        recipe: str | None = None,
+        data_root: str | Path | None = None,
+        processes: Processes | None = None,
+    ) -> "Run":
         """Rebuilds a run from its folder, with the newest valid checkpoint loaded.
 
         Args:
             path: the run folder.
             recipe: names the user's own recipe again, since opening a folder runs no code that the folder names.
             data_root: where data sets lie on this machine; the user's own file may have moved there too.
+            processes: those that go on with it together.
 
         Raises:
             CheckpointError: if the folder, its data or its checkpoints do not fit.
             ConfigError: if its configuration is not valid, or its recipe is the user's own and not named.
             DataError: if its data are not there.
         """
-        folder = RunFolder.open(path)
+        team = processes or Processes()
+        folder = open_folder(path, team)
         source = str(folder.path / "config.toml")
         config = read_config(from_toml(folder.read_text("config.toml"), source=source), source=source)
         resolved = config.resolved
         if resolved is None:
             raise CheckpointError(f"{source} is not that of a run: it has no [resolved] part")
-        entry = _recipe_of(config, recipe)
+        entry = recipe_of(config, recipe)
         if data_root is not None:
-            _find_data_below(config, Path(data_root))
+            find_data_below(config, Path(data_root))
         data = load_data(config)
         if data.fingerprint != resolved.fingerprint:
             raise CheckpointError(
@@ -176,7 +192,7 @@ class Run:
         if changed:
             logger.warning("versions have changed (%s): the run continues, but not bit for bit", ", ".join(changed))
         config.options = entry.resolve(config.data.name, config.options)
-        run = cls(config, entry, data)
+        run = cls(config, entry, data, team)
         if run.steps != resolved.steps:
             logger.warning("the run now has %d steps; its schedule was made for %d", run.steps, resolved.steps)
         run.folder = folder
@@ -211,6 +227,7 @@ class Run:
         self.seconds = meta["seconds"]
         self._metrics_size = meta["metrics_size"]
         self._rollbacks = meta["rollbacks"]
+        self._trained_by = meta.get("processes", 1)
 
     def save(self) -> Path:
         """Writes a checkpoint of the present step.
@@ -226,6 +243,7 @@ class Run:
             if name.startswith(("players/", "average/")) and not tensor.isfinite().all():
                 what = name.rpartition("/")[2]
                 raise DivergedError(f"'{what}' is not finite after step {self.trainer.steps}: lower the learning rate")
+        self.processes.require_equal(tensors, step=self.trainer.steps)
         meta = {
             "state": state,
             "position": self.batches.position,
@@ -233,8 +251,21 @@ class Run:
             "identity": identity(self.config),
             "metrics_size": self.folder.metrics_size,
             "rollbacks": self._rollbacks,
+            "processes": self.processes.size,
         }
         return self.folder.save_checkpoint(self.trainer.steps, tensors, meta)
+
+    def require_processes(self) -> None:
+        """Checks that as many processes go on with the run as have trained it.
+
+        Raises:
+            CheckpointError: if not.
+        """
+        if (before := self._trained_by) != (now := self.processes.size):
+            raise CheckpointError(
+                f"the run was trained by {before} process{'es' if before > 1 else ''}; got {now}: start as many"
+                " (torchrun --nproc-per-node), or give --change-processes, with which only rounding differs"
+            )
 
     # ------------------------------------------------------------------------------------------------- training
 
@@ -261,7 +292,7 @@ class Run:
         self.save()
 
     def _begin(self) -> None:
-        if self.folder.checkpoints():
+        if self.processes.leading(bool(self.folder.checkpoints())):
             self.folder.truncate_metrics(self._metrics_size)
             return
         self.folder.write_text("config.toml", self.config.to_toml())
@@ -271,25 +302,26 @@ class Run:
 
     def _window(self, every: int, until: Callable[[], bool]) -> Iterator[Record]:
         count = min(every - self.trainer.steps % every, self.steps - self.trainer.steps)
-        before, start = self.batches.position, time.perf_counter()
+        before, start, compiling = self.batches.position, time.perf_counter(), self.trainer.compiling_seconds
         for metrics in self.trainer.fit(self.batches, steps=count, every=count, until=until):
             seconds = time.perf_counter() - start
             self.seconds += seconds
             rows = (self.batches.position - before) * self.recipe.rows_per_batch
             record: Record = {**metrics, "epoch": self.trainer.steps / self.batches.steps_per_epoch}
-            record |= self._validated() | {"seconds": self.seconds, "images_per_second": rows / seconds}
+            compiled = self.trainer.compiling_seconds - compiling
+            record |= self._validated() | {"seconds": self.seconds, "images_per_second": rows / (seconds - compiled)}
+            record |= {"compile_seconds": compiled} if compiled else {}
             self.folder.append_metrics(record)
             yield record
 
     def _validated(self) -> Record:
         from ppgen.evaluation.validation import validated
 
+        if not self.processes.leads:
+            return {}
         # a look must not change what comes after it: a stopped run looks more often than one that goes through
-        random_states = all_random_states()
-        try:
+        with same_random_states():
             return validated(self.trainer, self.data)
-        finally:
-            set_all_random_states(random_states)
 
     def _roll_back(self, error: DivergedError) -> None:
         if self.config.on_nan != "rollback" or self._rollbacks >= MOST_ROLLBACKS:
@@ -354,43 +386,3 @@ class Run:
 def load_run(path: str | Path, *, recipe: str | None = None, data_root: str | Path | None = None) -> Run:
     """Opens a run folder: see `Run.open`."""
     return Run.open(path, recipe=recipe, data_root=data_root)
-
-
-def load_data(config: Config) -> Dataset:
-    """Loads the data set of a configuration."""
-    data = config.data
-    return datasets.load(
-        data.name, data_root=data.root, labels=data.labels, label_column=data.label_column, seed=config.seed
-    )
-
-
-def _recipe_of(config: Config, named: str | None) -> Entry:
-    own = ":" in config.recipe
-    if own and named is None:
-        raise ConfigError(f"this run's recipe is your own code: name it again with --recipe {config.recipe}")
-    if not own and named not in (None, config.recipe):
-        raise ConfigError(f"this run's recipe is '{config.recipe}'; got --recipe {named}")
-    return find(named or config.recipe)
-
-
-def _find_data_below(config: Config, root: Path) -> None:
-    config.data.root = str(root)
-    moved = root / Path(config.data.name).name
-    if config.data.name not in datasets.names() and not Path(config.data.name).exists() and moved.exists():
-        config.data.name = str(moved)
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def _new_folder(config: Config) -> Path:
-    recipe = config.recipe.rpartition(":")[2]
-    stem = f"{recipe}-{Path(config.data.name).stem}-{config.seed}"
-    for number in range(1, 10_000):
-        path = Path("runs", stem if number == 1 else f"{stem}-{number}")
-        if not path.exists():
-            return path
-    raise ConfigError(f"there are 10,000 runs named runs/{stem}: choose another --out")

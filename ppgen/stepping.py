@@ -3,12 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ppgen.compilation import (
     CompileError,
@@ -20,8 +19,11 @@ from ppgen.compilation import (
     restore,
 )
 from ppgen.errors import ConfigError
+from ppgen.processes import Processes
+from ppgen.streams import map_tensors, tensors_of
 
 Compile = Literal["auto", "on", "off"]
+Kind = tuple[int, Hashable]
 Phase = Callable[[Any], dict[str, Tensor]]
 """A function of a batch that changes tensors in place and returns named scalars."""
 
@@ -29,8 +31,14 @@ CHECKED_STEPS = frozenset({2, 3, 10, 100, 1_000, 10_000, 100_000})
 """Steps at which a compiled step is compared with an eager one from the same state."""
 LONGEST_COMPILATION = 120.0
 """Seconds that "auto" lets a compilation take at most."""
-SAVED_SHARE = 0.4
-"""The share of an eager step's time that compiling it saves, a cautious guess."""
+SAVED_PER_OPERATION = 4e-6
+"""Seconds that compiling saves a step for each of its operations: Python, Pyro and the call into a kernel."""
+SAVED_SHARE = 0.1
+"""What it saves besides, by taking fewer passes through memory."""
+MOST_SAVED = 0.8
+"""The largest share of an eager step's time that it can save."""
+REPEATED = 100
+"""How often batches of a further shape (the last of an epoch, say) are seen before they are worth a compilation."""
 SIZE_TOLERANCE = 0.05
 """Largest relative difference between the sizes of their moves."""
 MOVE_TOLERANCE = 0.5
@@ -40,37 +48,41 @@ logger = logging.getLogger("ppgen")
 
 
 class Stepper:
-    """Runs phases eagerly or compiled.
+    """Runs phases eagerly or compiled, one compiled function for every phase and shape of batches.
 
     Args:
         mode: "auto" compiles where it can be and pays; "on" makes it an error where it cannot be; "off" never does.
         tolerance: largest relative difference between the results of a compiled and an eager step; reordered sums
             differ by about 1e-4 in float32, and by about 1e-2 where matrix products are bfloat16.
+        processes: those that train together, and so decide together.
 
     Attributes:
         compiled: whether phases run compiled; None while undecided.
+        compiling_seconds: how long compiling has taken.
 
     Raises:
         ConfigError: if there is no such mode.
     """
 
-    def __init__(self, mode: Compile, *, tolerance: float = 1e-3) -> None:
+    def __init__(self, mode: Compile, *, tolerance: float = 1e-3, processes: Processes | None = None) -> None:
         if mode not in ("auto", "on", "off"):
             raise ConfigError(f"expected compile auto, on or off; got '{mode}'")
         self.mode = mode
         self.tolerance = tolerance
+        self.processes = processes or Processes()
         self.compiled: bool | None = {"auto": None, "on": True, "off": False}[mode]
-        self._functions: dict[int, _CompiledPhase] = {}
-        self._usual: dict[int, str] = {}
+        self.compiling_seconds = 0.0
+        self._functions: dict[Kind, _CompiledPhase] = {}
+        self._seen: dict[int, dict[str, int]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the decision, and of what shape the batches are that run compiled."""
-        return {"compiled": self.compiled, "usual": dict(self._usual)}
+        """Returns the decision, and of what shapes the batches of each phase have been."""
+        return {"compiled": self.compiled, "seen": {index: dict(seen) for index, seen in self._seen.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over the decision of an earlier part of the run, and forgets functions of other tensors."""
         self.resume(state["compiled"])
-        self._usual = dict(state["usual"])
+        self._seen = {index: dict(seen) for index, seen in state["seen"].items()}
         self._functions.clear()
 
     def resume(self, compiled: bool | None) -> None:
@@ -86,8 +98,8 @@ class Stepper:
             self.compiled = False
             return
         with preserved(state):
-            saved = SAVED_SHARE * steps * sum(_seconds(phase, batch) for phase in phases)
-            if saved < estimated_seconds(0):
+            eager = self.processes.leading(sum(_seconds(phase, batch) for phase in phases))
+            if steps * MOST_SAVED * eager < estimated_seconds(0):
                 self.compiled = False
                 return
             try:
@@ -95,30 +107,57 @@ class Stepper:
             except CompileError as error:
                 self.stay_eager(str(error))
                 return
-        self.compiled = estimated_seconds(operations) < min(LONGEST_COMPILATION, saved)
+        saved = min(MOST_SAVED * eager, SAVED_SHARE * eager + SAVED_PER_OPERATION * operations)
+        self.compiled = estimated_seconds(operations) < min(LONGEST_COMPILATION, steps * saved)
 
-    def run(self, index: int, phase: Phase, batch: Any, state: Sequence[Tensor], *, step: int) -> dict[str, Tensor]:
+    def run(
+        self, index: int, phase: Phase, batch: Any, state: Callable[[], Sequence[Tensor]], *, step: int
+    ) -> dict[str, Tensor]:
         """Runs one phase on one batch, the ``step``-th time.
 
         The first step is always eager: in it optimizers make their state.
 
+        Args:
+            index: which phase it is.
+            phase: what is run; it changes only tensors of the state.
+            batch: what it is run on.
+            state: returns the tensors that it changes.
+            step: counted from 1.
+
         Raises:
             ConfigError: if the phase cannot be compiled and the mode is "on".
         """
-        signature = _signature(batch)
-        # a batch of another shape (the last of an epoch, say) is not worth a compilation of its own
-        usual = signature == self._usual.setdefault(index, signature)
-        if self.compiled and usual and step > 1 and index not in self._functions:
-            try:
-                self._functions[index] = _CompiledPhase(phase, batch, state)
-            except CompileError as error:
-                self.stay_eager(str(error))
-        function = self._functions.get(index)
-        if function is None or step == 1 or not usual:
-            return phase(batch)
-        if step not in CHECKED_STEPS:
+        kind = (index, _kind(batch))
+        function = self._functions.get(kind)
+        if function is not None and step not in CHECKED_STEPS:
             return function(batch)
-        return self._checked(function, phase, batch, state, step)
+        if function is None:
+            repeated = self._is_repeated(kind)
+            if not (self.compiled and repeated and step > 1):
+                return phase(batch)
+            reason: str | None = None
+            try:
+                function = self._functions[kind] = self._compile(phase, batch, state())
+            except CompileError as error:
+                reason = str(error)
+            if (reason := self.processes.first(reason)) is not None or function is None:
+                self.stay_eager(str(reason))
+                return phase(batch)
+        return self._checked(function, phase, batch, state(), step)
+
+    def _is_repeated(self, kind: "Kind") -> bool:
+        """Whether batches of this kind are worth a compilation: the first of a phase, others once they keep coming."""
+        seen = self._seen.setdefault(kind[0], {})
+        name = str(kind[1])
+        seen[name] = min(seen.get(name, 0) + 1, REPEATED)
+        return name == next(iter(seen)) or seen[name] == REPEATED
+
+    def _compile(self, phase: Phase, batch: Any, state: Sequence[Tensor]) -> "_CompiledPhase":
+        start = time.perf_counter()
+        try:
+            return _CompiledPhase(phase, batch, state)
+        finally:
+            self.compiling_seconds += time.perf_counter() - start
 
     def _checked(
         self, function: "_CompiledPhase", phase: Phase, batch: Any, state: Sequence[Tensor], step: int
@@ -128,7 +167,8 @@ class Stepper:
             eager = phase(batch)
             expected = [tensor.detach().clone() for tensor in state]
         results = function(batch)
-        if difference := _difference(results, eager, before, state, expected, tolerance=self.tolerance):
+        difference = _difference(results, eager, before, state, expected, tolerance=self.tolerance)
+        if difference := self.processes.first(difference):
             restore(state, expected)
             self.stay_eager(f"{difference} at step {step}")
             return eager
@@ -148,36 +188,38 @@ class Stepper:
 
 
 class _CompiledPhase:
-    """A compiled phase for batches of one signature."""
+    """A compiled phase for batches of one kind."""
 
     def __init__(self, phase: Phase, batch: Any, state: Sequence[Tensor]) -> None:
         function, tensors, self.names = _flat(phase, batch)
         self.function = compile_function(function, tensors, state)
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
-        tensors = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
-        return dict(zip(self.names, self.function(*tensors), strict=True))
+        return dict(zip(self.names, self.function(*tensors_of(batch)), strict=True))
 
 
 def _flat(phase: Phase, batch: Any) -> tuple[Function, list[Tensor], list[str]]:
     """Returns the phase as a function of the batch's tensors, those tensors, and (once it ran) its results' names."""
-    flat, spec = pytree.tree_flatten(batch)
     names: list[str] = []
 
     def function(*inputs: Tensor) -> list[Tensor]:
         given = iter(inputs)
-        rebuilt = pytree.tree_unflatten([next(given) if isinstance(x, Tensor) else x for x in flat], spec)
-        results = phase(rebuilt)
+        results = phase(map_tensors(lambda _: next(given), batch))
         names[:] = results
         return list(results.values())
 
-    return function, [x for x in flat if isinstance(x, Tensor)], names
+    return function, tensors_of(batch), names
 
 
-def _signature(batch: Any) -> str:
-    paths, _ = pytree.tree_flatten_with_path(batch)
-    kinds = [(path, f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else repr(x)) for path, x in paths]
-    return ", ".join(f"{pytree.keystr(path)} {kind}" for path, kind in kinds)
+def _kind(part: Any) -> Hashable:
+    """Returns what two batches have in common that one compiled function serves."""
+    if isinstance(part, Tensor):
+        return tuple(part.shape), str(part.dtype)
+    if isinstance(part, Mapping):
+        return tuple((name, _kind(value)) for name, value in part.items())
+    if isinstance(part, (tuple, list)):
+        return tuple(_kind(value) for value in part)
+    return repr(part)
 
 
 def _seconds(phase: Phase, batch: Any) -> float:

@@ -1,7 +1,9 @@
-"""What a user calls batches, as one iterator."""
+"""What a user calls batches: as one iterator, and as the tensors that one batch holds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from ppgen.errors import DataError
 
@@ -37,3 +39,32 @@ def _passes(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise DataError("expected batches to train on; got none")
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Returns the tensors of a batch: nested dicts, tuples and lists of tensors and anything else.
+
+    Torch's own functions for trees do the same, in several times the time: a tenth of a small step's.
+    """
+    if isinstance(batch, Tensor):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Returns a batch with ``function`` applied to its tensors, in the order of `tensors_of`.
+
+    >>> import torch
+    >>> map_tensors(lambda tensor: tensor + 1, {"x": torch.tensor([1, 2]), "name": "a"})
+    {'x': tensor([2, 3]), 'name': 'a'}
+    """
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {name: map_tensors(function, part) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, part) for part in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(function, part) for part in batch)
+    return batch

@@ -10,15 +10,17 @@ from typing import Any, Literal
 import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from ppgen import compilation, devices, programs
-from ppgen.errors import CheckpointError, ConfigError, DivergedError
+from ppgen import compilation, devices, players, programs
+from ppgen.distribution import DataParallel, Outcome
+from ppgen.errors import CheckpointError, DivergedError
 from ppgen.objectives import Objective, as_objective
-from ppgen.players import Average, OptimizerLike, Player, copy_into, make_players
+from ppgen.players import Average, Gradients, OptimizerLike, Player, copy_into, make_players
+from ppgen.precision import TOLERANCES, arithmetic, backend, choose_precision
+from ppgen.processes import Processes
 from ppgen.programs import Batch, Program
 from ppgen.stepping import Compile, Stepper
-from ppgen.streams import stream
+from ppgen.streams import map_tensors, stream
 
 Metrics = dict[str, float]
 Scalars = dict[str, Tensor]
@@ -37,10 +39,12 @@ class Trainer:
         total_steps: the length of the run, by which "auto" decides whether compiling pays.
         average: decay of an exponential average of the weights, which evaluation then uses; None for none.
         device: "auto" takes a GPU where there is one.
-        precision: "bf16" runs matrix products in bfloat16; parameters and optimizer stay float32.
+        precision: of matrix products, "fp32", "tf32" (GPU) or "bf16"; all else, densities and optimizer included, is
+            float32. "auto" is "bf16" where the device is fast at it.
         compile: "auto" compiles the step where it can be and pays; "on" makes it an error where it cannot be.
         nonfinite: what a loss or gradient that is not finite does: "raise" stops with the state before that step,
             "skip" leaves that step out.
+        processes: those that train together, each on its rows of the batches, which are the same in all of them.
 
     Attributes:
         steps: how many steps were taken.
@@ -77,9 +81,10 @@ class Trainer:
         precision: str = "fp32",
         compile: Compile = "auto",
         nonfinite: Literal["raise", "skip"] = "raise",
+        processes: Processes | None = None,
     ) -> None:
         self.device = devices.choose_device(device)
-        self.precision = devices.choose_precision(precision)
+        self.precision = choose_precision(precision, self.device)
         self.model, self.guide = model, guide
         self.objective: Objective = as_objective(objective).to(self.device)
         self.objective.share_clock()
@@ -97,7 +102,8 @@ class Trainer:
         self._players: dict[str, Player] = {}
         self._average = Average(average)
         self._buffers: dict[str, Tensor] = {}
-        self._stepper = Stepper(compile, tolerance=5e-2 if self.precision == "bf16" else 1e-3)
+        self._stepper = Stepper(compile, tolerance=TOLERANCES[self.precision], processes=processes)
+        self._parallel = DataParallel(processes, self._outcome, tolerance=TOLERANCES[self.precision])
         self._pending: dict[str, Any] | None = None
         self._unchecked: list[tuple[int, int, Batch, Tensor, Tensor]] = []
 
@@ -110,6 +116,11 @@ class Trainer:
     def compiled(self) -> bool | None:
         """Whether steps are compiled; None while undecided."""
         return self._stepper.compiled
+
+    @property
+    def compiling_seconds(self) -> float:
+        """How long compiling has taken."""
+        return self._stepper.compiling_seconds
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -151,8 +162,8 @@ class Trainer:
         random_states = devices.all_random_states()
         phases = [functools.partial(self._advance, index) for index in range(len(self._phases))]
         remaining = None if self._horizon is None else self._horizon - self.steps
-        with self._ready():
-            self._stepper.plan(phases, self._placed(batch), [*self._state(), self.objective.step], remaining)
+        part, *_ = [self._parallel.part(i, self._placed(batch), step=self.steps + 1) for i in range(len(phases))]
+        self._stepper.plan(phases, part, [*self._state(), self.objective.step], remaining)
         devices.set_all_random_states(random_states)
         if self.steps == 0:
             for player in self._players.values():
@@ -168,11 +179,16 @@ class Trainer:
             player.scale_learning_rate(factor)
 
     def _state(self) -> list[Tensor]:
-        players = [tensor for player in self._players.values() for tensor in player.state()]
-        return [*players, *self._average.tensors.values(), *self._buffers.values()]
+        moved = [tensor for player in self._players.values() for tensor in player.state()]
+        return [*moved, *self._average.tensors.values(), *self._buffers.values()]
+
+    def _extra(self) -> dict[str, Tensor]:
+        """What Pyro's own ELBOs keep in the store, such as running baselines."""
+        own = {id(leaf) for leaf in self.leaves.values()}
+        return {name: tensor for name, tensor in self._store.unconstrained().items() if id(tensor) not in own}
 
     def _placed(self, batch: Batch) -> Batch:
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), batch)
+        return map_tensors(lambda tensor: tensor.to(self.device), batch)
 
     def fit(
         self,
@@ -244,47 +260,45 @@ class Trainer:
         return results
 
     def _run(self, index: int, batch: Batch) -> dict[str, Tensor]:
-        before = devices.random_state(self.device)
-        with self._ready():
-            advance = functools.partial(self._advance, index)
-            results = self._stepper.run(index, advance, batch, self._state(), step=self.steps + 1)
+        before, advance = devices.random_state(self.device), functools.partial(self._advance, index)
+        with backend(self.precision, self.device):
+            part = self._parallel.part(index, batch, step=self.steps + 1)
+            results = self._stepper.run(index, advance, part, self._state, step=self.steps + 1)
         self._unchecked.append((self.steps + 1, index, batch, before, results.pop("finite")))
         # on a CPU looking costs nothing; a GPU is not made to wait
         if self.device.type == "cpu" or len(self._unchecked) >= 50:
             self.check_finite()
         return results
 
+    def _outcome(self, index: int, batch: Batch) -> Outcome:
+        """Runs one phase without a step; nothing changes."""
+        with devices.same_random_states(), compilation.preserved(self._state()), self._store.unchanged():
+            with self._ready():
+                losses, gradients, _ = self._losses(index, batch)
+            named, kept = players.named_gradients(self._players, gradients), self._buffers | self._extra()
+            return Outcome.of(losses, named, kept, (torch.get_rng_state(), devices.random_state(self.device)))
+
     @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._store.active())
-            stack.enter_context(programs.quiet())
-            if self.precision == "bf16":
-                stack.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
+        with self._store.active(), programs.quiet(), arithmetic(self.precision, self.device):
             yield
 
-    def _losses(
-        self, index: int, batch: Batch
-    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]], dict[str, Tensor]]:
-        metrics: Scalars
+    def _losses(self, index: int, batch: Batch) -> tuple[Scalars, Gradients, Scalars]:
         losses, metrics = self._phases[index](self.model, self.guide, batch)
-        gradients: dict[str, list[Tensor | None]] = {}
-        for position, (player, loss) in enumerate(losses.items(), start=1):
-            if player not in self._players:
-                raise ConfigError(f"there is a loss for '{player}'; players are {', '.join(self._players)}")
-            if not loss.requires_grad:
-                raise ConfigError(f"the loss of player '{player}' depends on no parameter")
-            leaves = list(self._players[player].leaves.values())
-            keep = position < len(losses)
-            gradients[player] = list(torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True))
-        return losses, gradients, metrics
+        return losses, players.gradients_of(losses, self._players), metrics
 
     def _advance(self, index: int, batch: Batch) -> dict[str, Tensor]:
         """Runs one phase: losses, gradients, updates. A step that is not finite changes nothing."""
+        with self._ready():
+            return self._advanced(index, batch)
+
+    def _advanced(self, index: int, batch: Batch) -> dict[str, Tensor]:
         # on a CPU a look is free, unless the step is being recorded; at first there are no moments yet to be kept
         masked = torch.compiler.is_compiling() or (self.device.type != "cpu" and self.steps > 0)
         buffers = {name: tensor.clone() for name, tensor in self._buffers.items()}
-        losses, gradients, metrics = self._losses(index, batch)
+        with self._parallel.shared(index, batch):
+            losses, gradients, metrics = self._losses(index, batch)
+        losses, gradients, metrics = self._parallel.mean(losses, gradients, metrics)
         with torch.no_grad():
             norms = {player: self._players[player].norm(g) for player, g in gradients.items()}
             finite = torch.stack([*losses.values(), *norms.values()]).isfinite().all()
@@ -326,14 +340,7 @@ class Trainer:
                 if place := self.objective.explain(self.model, self.guide, batch):
                     return place
                 losses, gradients, _ = self._losses(index, batch)
-            for player, found in gradients.items():
-                for name, gradient in zip(self._players[player].leaves, found, strict=True):
-                    if gradient is not None and not gradient.isfinite().all():
-                        return f"the gradient of '{name}'"
-                if not self._players[player].norm(found).isfinite():
-                    return "the norm of the gradient, which overflows"
-            bad = [player for player, loss in losses.items() if not loss.isfinite()]
-            return f"the loss of player '{bad[0]}'" if bad else "an overflow that did not recur"
+            return players.first_nonfinite(self._players, losses, gradients)
         finally:
             devices.set_random_state(self.device, now)
 
@@ -353,8 +360,6 @@ class Trainer:
         """Returns all that the next step depends on, random streams included: nested dicts of tensors and numbers."""
         if self._pending is not None:
             return self._pending
-        own = {id(leaf) for leaf in self.leaves.values()}
-        extra = {k: v for k, v in self._store.unconstrained().items() if id(v) not in own}
         return {
             "steps": self.steps,
             "skipped": self.skipped,
@@ -362,8 +367,7 @@ class Trainer:
             "players": {name: player.state_dict() for name, player in self._players.items()},
             "average": {name: tensor.clone() for name, tensor in self._average.tensors.items()},
             "buffers": {name: tensor.detach().clone() for name, tensor in self._buffers.items()},
-            # what Pyro's own ELBOs keep there, such as running baselines
-            "store": {name: tensor.detach().clone() for name, tensor in extra.items()},
+            "store": {name: tensor.detach().clone() for name, tensor in self._extra().items()},
             "random": devices.all_random_states(),
         }
 

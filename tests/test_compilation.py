@@ -5,6 +5,8 @@ import functools
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from ppgen.players import Optimizer
 from ppgen.stepping import Stepper
 from ppgen.training import Trainer
 
+ROOT = Path(__file__).resolve().parents[1]
 adam = functools.partial(torch.optim.Adam, lr=0.01)
 
 compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
@@ -347,7 +350,7 @@ def unchanged(trainer: Trainer) -> Iterator[None]:
 
 
 def test_auto_compiles_where_the_run_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    for seconds, steps, expected in [(0.001, 100, False), (0.001, 10**7, True), (10.0, 10, True), (10.0, None, False)]:
+    for seconds, steps, expected in [(0.001, 100, False), (0.001, 10**7, True), (10.0, 100, True), (10.0, None, False)]:
         monkeypatch.setattr(stepping, "_seconds", lambda phase, batch, seconds=seconds: phase(batch) and seconds)
         for taken in (0, 3):
             model, guide = small_vae(batch_norm=True)
@@ -412,13 +415,79 @@ def test_batches_of_an_unusual_shape_run_eagerly_after_a_resume_too(monkeypatch:
     assert len(calls) == 1
 
 
+def test_a_further_shape_is_compiled_once_it_keeps_coming(monkeypatch: pytest.MonkeyPatch) -> None:
+    compilations = fake_compilation(monkeypatch)
+    monkeypatch.setattr(stepping, "REPEATED", 3)
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    mixed = [{"x": x}, {"x": x[:2]}]
+    whole = Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu", compile="on")
+    list(whole.fit(mixed, steps=5))
+    assert len(compilations) == 1, "the shorter batch came twice"
+    part = Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu", compile="on")
+    part.load_state_dict(whole.state_dict())
+    list(part.fit([mixed[1], mixed[0]], steps=1))
+    assert len(compilations) == 2, "what came before a resume counts too"
+    list(whole.fit([mixed[1], mixed[0]], steps=10))
+    assert len(compilations) == 3
+    assert whole._stepper.compiling_seconds > 0
+
+
+def test_every_compiled_function_is_checked_at_its_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(mean_model, mean_guide, ELBO(), adam, device="cpu")
+    list(trainer.fit(MEAN, steps=4))
+    fake_compilation(monkeypatch, wrong_loss)
+    trainer.decide(True)
+    list(trainer.fit(MEAN, steps=1))
+    assert trainer.steps == 5
+    assert trainer.compiled is False
+
+
+def test_scalars_are_computed_once() -> None:
+    step, x = torch.tensor(3.0), torch.randn(40)
+
+    def graph(function: Any) -> compilation.Graph:
+        recorded = compilation.record(function, [x])
+        recorded.compute_scalars_once()
+        return recorded
+
+    def once(recorded: compilation.Graph) -> int:
+        return sum("realize" in str(node.target) for node in recorded.module.graph.nodes)
+
+    corrected = graph(lambda x: [x * (1 - 0.9**step).sqrt(), x + 0.9**step])
+    assert once(corrected) == 2
+    assert torch.equal(corrected.module(x)[0], x * (1 - 0.9**step).sqrt())
+    assert once(graph(lambda x: [x * 2.0, x.sum() * step])) == 0
+
+
+@needs_compiler
+def test_compiled_graphs_are_kept_on_disk_between_runs(tmp_path: Path) -> None:
+    code = """
+import logging, torch
+from torch._dynamo.utils import counters
+from ppgen.compilation import compile_function
+moved = torch.zeros(7)
+def function(x):
+    moved.add_(x.sum())
+    return [x.sin() * 3]
+print(compile_function(function, [torch.ones(5)], [moved])(torch.ones(5))[0])
+print("hits", counters["inductor"]["fxgraph_cache_hit"])
+"""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    said = [
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert said[0].splitlines()[-1] == "hits 0"
+    assert said[1].splitlines()[-1] == "hits 1"
+
+
 def test_the_decision_of_a_run_is_resumed() -> None:
     for decided in (True, False, None):
         stepper = Stepper("auto")
-        stepper.load_state_dict({"compiled": decided, "usual": {}})
+        stepper.load_state_dict({"compiled": decided, "seen": {}})
         assert stepper.compiled is decided
     forced = Stepper("off")
-    forced.load_state_dict({"compiled": True, "usual": {}})
+    forced.load_state_dict({"compiled": True, "seen": {}})
     assert forced.compiled is False
 
 

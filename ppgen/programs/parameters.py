@@ -75,6 +75,15 @@ class Store:
         with pyro.get_param_store().scope(self._state):
             yield
 
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Forgets at its end what was put into this store within it."""
+        before = {kind: dict(named) for kind, named in self._state.items()}
+        try:
+            yield
+        finally:
+            self._state.update(before)
+
     def unconstrained(self) -> dict[str, Tensor]:
         """Returns the tensors that are optimised, by name."""
         return dict(self._state["params"])

@@ -1,0 +1,130 @@
+"""Where a run lives: its folder, which one of its processes writes and the others read, its recipe and its data."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ppgen import data as datasets
+from ppgen.configuration import Config
+from ppgen.data import Dataset
+from ppgen.errors import ConfigError
+from ppgen.processes import Processes
+from ppgen.recipes import Entry, find
+from ppgen.storage import RunFolder
+
+_NOTE = "folder"
+
+
+class FollowedFolder(RunFolder):
+    """The run folder for processes that leave writing to the one that leads."""
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Does nothing: the process that leads holds the lock."""
+        yield
+
+    def write_text(self, name: str, text: str) -> None:
+        """Does nothing."""
+
+    def save_checkpoint(
+        self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, keep: int = 2
+    ) -> Path:
+        """Writes nothing."""
+        return self.path
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def truncate_metrics(self, size: int) -> None:
+        """Does nothing."""
+
+
+def place_for(config: Config, out: str | Path | None, processes: Processes) -> str:
+    """Returns the folder of a new run, the same in all processes.
+
+    It is that of an earlier attempt of the same launch, the one asked for, or the first free one.
+    """
+    path = processes.noted(_NOTE) or str(out if out is not None else _free_folder(config))
+    return processes.first(path) or path
+
+
+def create_folder(path: str, processes: Processes) -> RunFolder:
+    """Makes a run folder; `RunFolder.create` says what it raises."""
+    folder = RunFolder.create(path) if processes.leads else FollowedFolder(path)
+    processes.note(_NOTE, str(folder.path))
+    processes.wait()
+    return folder
+
+
+def open_folder(path: str | Path, processes: Processes) -> RunFolder:
+    """Opens a run folder; `RunFolder.open` says what it raises."""
+    return (RunFolder if processes.leads else FollowedFolder).open(path)
+
+
+def begun_folder(processes: Processes) -> str | None:
+    """Returns the folder of a run that an earlier attempt of the same launch has begun."""
+    path = processes.noted(_NOTE)
+    found = path is not None and (Path(path) / "config.toml").exists()
+    return path if processes.leading(found) else None
+
+
+def recipe_of(config: Config, named: str | None) -> Entry:
+    """Returns the recipe of a run.
+
+    Args:
+        config: that of the run.
+        named: the user's own recipe, named again, since opening a folder runs no code that the folder names.
+
+    Raises:
+        ConfigError: if it is the user's own and not named, or another one is named.
+    """
+    own = ":" in config.recipe
+    if own and named is None:
+        raise ConfigError(f"this run's recipe is your own code: name it again with --recipe {config.recipe}")
+    if not own and named not in (None, config.recipe):
+        raise ConfigError(f"this run's recipe is '{config.recipe}'; got --recipe {named}")
+    return find(named or config.recipe)
+
+
+def find_data_below(config: Config, root: Path) -> None:
+    """Has a run look for its data below ``root``, where the user's own file may have moved too."""
+    config.data.root = str(root)
+    moved = root / Path(config.data.name).name
+    if config.data.name not in datasets.names() and not Path(config.data.name).exists() and moved.exists():
+        config.data.name = str(moved)
+
+
+def load_together(config: Config, processes: Processes) -> Dataset:
+    """Loads the data set in all processes; the one that leads is first, since it may download, and says how."""
+    data = load_data(config) if processes.leads else None
+    streamed = bool(processes.leading(data is not None and data.streamed))
+    if data is not None:
+        return data
+    # how much memory is free may differ between processes, and the order of streamed rows is another
+    return load_data(config.model_copy(update={"data": config.data.model_copy(update={"stream": streamed})}))
+
+
+def _free_folder(config: Config) -> Path:
+    recipe = config.recipe.rpartition(":")[2]
+    stem = f"{recipe}-{Path(config.data.name).stem}-{config.seed}"
+    for number in range(1, 10_000):
+        path = Path("runs", stem if number == 1 else f"{stem}-{number}")
+        if not path.exists():
+            return path
+    raise ConfigError(f"there are 10,000 runs named runs/{stem}: choose another --out")
+
+
+def load_data(config: Config) -> Dataset:
+    """Loads the data set of a configuration."""
+    data = config.data
+    return datasets.load(
+        data.name,
+        data_root=data.root,
+        labels=data.labels,
+        label_column=data.label_column,
+        seed=config.seed,
+        stream=data.stream,
+    )
