@@ -1,0 +1,145 @@
+"""`python -m benchmarks`."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from benchmarks.works import WORKS
+from ppgen.errors import ConfigError, PpgenError
+
+
+def confine(threads: int) -> None:
+    """Confines this process to a number of cores and torch to as many threads; before JAX is imported, which counts.
+
+    Raises:
+        ConfigError: if there are not as many cores.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if not 1 <= threads <= (len(cores) or threads):
+        raise ConfigError(f"expected --threads from 1 to {len(cores)}, the cores this process may use; got {threads}")
+    if cores:
+        os.sched_setaffinity(0, idlest(cores)[:threads])
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def idlest(cores: list[int], *, seconds: float = 0.5) -> list[int]:
+    """Returns cores by how busy others keep them now, the least first."""
+
+    def idle() -> dict[int, int]:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        return {int(name[3:]): int(counts[3]) for name, *counts in lines if name[:3] == "cpu" and name[3:].isdigit()}
+
+    try:
+        before = idle()
+        time.sleep(seconds)
+        after = idle()
+    except OSError:
+        return cores
+    return sorted(cores, key=lambda core: before.get(core, 0) - after.get(core, 0))
+
+
+def chosen(text: str, known: list[str], option: str) -> list[str]:
+    """Returns the names in a comma-separated list; all of them where it is empty.
+
+    Raises:
+        ConfigError: if one is not known.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"expected {option} of {', '.join(known)}; got '{name}'")
+    return [name for name in known if name in names] if names else known
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; the tables go to stderr.")
+@click.option("--only", default="", metavar="WORK,...", help=f"Some of {', '.join(WORKS)}.")
+@click.option("--contenders", "names", default="", metavar="NAME,...", help="Some of the contenders; ppgen is one.")
+@click.option("--threads", default=2, show_default=True, help="Cores and threads for every contender.")
+@click.option("--rounds", default=40, show_default=True, help="Turns of every contender.")
+@click.option("--write", "target", type=click.Path(path_type=Path), help="Put the tables between a document's markers.")
+@click.pass_context
+def main(
+    context: click.Context, as_json: bool, only: str, names: str, threads: int, rounds: int, target: Path | None
+) -> None:
+    """Times ppgen and other ways to train the same models, step by step in turn."""
+    if context.invoked_subcommand is not None:
+        context.obj = threads
+        return
+    confine(threads)
+    # only now, with torch's threads and JAX's cores settled
+    from benchmarks import measuring, report
+    from benchmarks.contenders import CONTENDERS
+
+    if rounds < 1:
+        raise ConfigError(f"expected --rounds of at least 1; got {rounds}")
+    if target is not None:
+        report.around(target)  # before ten minutes of measuring, not after
+    works = chosen(only, list(WORKS), "--only")
+    contenders = {name: CONTENDERS[name] for name in chosen(names, list(CONTENDERS), "--contenders")}
+    about, progress, output = report.machine(threads), Console(stderr=True), Console(stderr=as_json)
+    output.width = max(output.width, 110)  # a file has no width of its own
+    measuring.quieten()
+    results = {}
+    for work in works:
+        with progress.status(work) as status:
+            results[work] = measuring.measure(WORKS[work], contenders, rounds=rounds, say=status.update)
+        output.print(report.table(work, results[work]))
+    output.print(report.conditions(about), highlight=False)
+    if target is not None:
+        report.write(target, report.markdown(results, about))
+    if as_json:
+        click.echo(json.dumps(report.document(results, about), indent=2))
+
+
+@main.command("growth")
+@click.option("--write", "folder", default="docs/growth", show_default=True, type=click.Path(path_type=Path))
+@click.pass_obj
+def growth_command(threads: int, folder: Path) -> None:
+    """Draws how time and memory of ppgen and Pyro grow with the sizes of the work; about seven minutes."""
+    from benchmarks import growth, report
+
+    about = report.machine(threads)
+    with Console(stderr=True).status("growth") as status:
+        found = growth.measure(threads, status.update)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "growth.json").write_text(json.dumps({"machine": about, "axes": found}, indent=1) + "\n")
+    for path in growth.draw(found, folder, about):
+        click.echo(str(path))
+
+
+@main.command("growth-point", hidden=True)
+@click.argument("axis")
+@click.argument("value", type=int)
+@click.argument("contender")
+@click.pass_obj
+def growth_point(threads: int, axis: str, value: int, contender: str) -> None:
+    """Measures one point; prints JSON."""
+    import torch
+
+    from benchmarks import growth
+
+    # not confined to cores, which only JAX needs: on a busy machine the scheduler finds better ones
+    torch.set_num_threads(threads)
+    (chosen_axis,) = (known for known in growth.AXES if known.name == axis)
+    click.echo(json.dumps(growth.measure_point(chosen_axis, value, contender)))
+
+
+def run() -> None:
+    """Runs the command; what the user can mend is one line and an exit code."""
+    try:
+        main()
+    except PpgenError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    run()
