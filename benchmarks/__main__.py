@@ -115,6 +115,17 @@ def growth_command(threads: int, folder: Path) -> None:
         click.echo(str(path))
 
 
+@main.command("overhead")
+@click.pass_obj
+def overhead_command(threads: int) -> None:
+    """Compares an epoch of `ppgen train` with its bare steps: VAE 784-400-20 on MNIST; about a minute."""
+    confine(threads)
+    from benchmarks import overhead
+
+    with Console(stderr=True).status("overhead") as status:
+        click.echo(json.dumps(overhead.measure(threads, say=status.update)))
+
+
 @main.command("growth-point", hidden=True)
 @click.argument("axis")
 @click.argument("value", type=int)

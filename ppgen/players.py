@@ -86,9 +86,11 @@ class Player:
         groups = self.optimizer.param_groups
         # one that is not capturable (SGD) takes its learning rate as a tensor only in its implementation for lists
         plain = {"fused": False, "foreach": "capturable" not in groups[0], "capturable": True}
-        saved = [{key: group[key] for key in plain if key in group} for group in groups]
+        saved = [{key: group[key] for key in ("lr", *plain) if key in group} for group in groups]
         for group in groups:
             group.update({key: value for key, value in plain.items() if key in group})
+            # Adam's plain implementation divides by its learning rate, which a schedule may bring to 0
+            group["lr"] = group["lr"].clamp(min=1e-30)
         try:
             yield
         finally:
@@ -254,6 +256,17 @@ class Average:
             yield
         finally:
             copy_into({name: leaves[name] for name in saved}, saved)
+
+
+def without_denormals(tensor: Tensor) -> Tensor:
+    """Returns the tensor with 0 for numbers too small for a normal float.
+
+    The moments of a unit that no gradient reaches any more decay to such numbers and stay there; arithmetic on them is
+    so slow that a few hundred doubled the time of a small step.
+    """
+    if not tensor.is_floating_point() or tensor.dim() == 0:
+        return tensor
+    return torch.where(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0.0, tensor)
 
 
 def copy_into(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from ppgen import compilation, devices, players, programs
 from ppgen.distribution import DataParallel, Outcome
 from ppgen.errors import CheckpointError, DivergedError
 from ppgen.objectives import Objective, as_objective
-from ppgen.players import Average, Gradients, OptimizerLike, Player, copy_into, make_players
+from ppgen.players import Average, Gradients, OptimizerLike, Player, copy_into, make_players, without_denormals
 from ppgen.precision import TOLERANCES, arithmetic, backend, choose_precision
 from ppgen.processes import Processes
 from ppgen.programs import Batch, Program
@@ -308,7 +308,7 @@ class Trainer:
                 for player, g in gradients.items():
                     self._players[player].update(g, norms[player])
                 for tensor, old in zip(moved, saved, strict=True):
-                    tensor.copy_(torch.where(finite, tensor, old))
+                    tensor.copy_(torch.where(finite, without_denormals(tensor), old))
                 self._average.follow([self._players[player] for player in losses], self.objective.step, finite)
             for name, tensor in self._buffers.items():
                 tensor.copy_(torch.where(finite, tensor, buffers[name]))

@@ -95,9 +95,9 @@ def test_a_signal_while_judging_loses_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_signal_before_there_is_a_run_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import ppgen.runs
+    import ppgen.places
 
-    monkeypatch.setattr(ppgen.runs, "load_data", lambda config: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(ppgen.places, "load_data", lambda config: signal.raise_signal(signal.SIGINT))
     done = command("train", "vae", "--out", "out")
     assert (done.code, done.err) == (130, "Stopped; nothing was saved.\n")
     assert list(tmp_path.iterdir()) == []

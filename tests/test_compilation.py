@@ -25,7 +25,7 @@ from ppgen import compilation, stepping
 from ppgen.errors import ConfigError, DivergedError
 from ppgen.objectives import ELBO, EnumeratedELBO, Objective
 from ppgen.packing import pack, unpack
-from ppgen.players import Optimizer
+from ppgen.players import Optimizer, Player, without_denormals
 from ppgen.stepping import Stepper
 from ppgen.training import Trainer
 
@@ -440,6 +440,29 @@ def test_every_compiled_function_is_checked_at_its_first_use(monkeypatch: pytest
     list(trainer.fit(MEAN, steps=1))
     assert trainer.steps == 5
     assert trainer.compiled is False
+
+
+@pytest.mark.parametrize("factory", [torch.optim.Adam, torch.optim.SGD])
+def test_a_learning_rate_of_0_moves_nothing(factory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    player = Player("all", {"leaf": leaf}, Optimizer(functools.partial(factory, lr=0.1)))
+    still = torch.tensor([1.0, -2.0, 0.0])  # one with a gradient of 0 throughout
+    player.update([still], player.norm([still]))
+    moved = leaf.detach().clone()
+    player.optimizer.param_groups[0]["lr"].fill_(0.0)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    player.update([still], player.norm([still]))
+    assert torch.equal(leaf, moved)
+    player.optimizer.param_groups[0]["lr"].fill_(0.1)
+    player.update([still], player.norm([still]))
+    assert not torch.equal(leaf, moved)
+
+
+def test_numbers_too_small_for_a_normal_float_are_0() -> None:
+    tiny = torch.tensor([1e-39, -1e-44, 0.0, 1e-37, -3.0, torch.inf])
+    assert without_denormals(tiny).tolist() == [0.0, 0.0, 0.0, tiny[3].item(), -3.0, torch.inf]
+    assert without_denormals(torch.tensor([torch.nan])).isnan().all()
+    assert without_denormals(torch.tensor([3])).tolist() == [3]
 
 
 def test_scalars_are_computed_once() -> None:
