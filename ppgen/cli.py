@@ -3,20 +3,22 @@
 Slow modules are imported within the commands, so that ``ppgen --help`` answers at once.
 """
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 import ppgen
-from ppgen import display, failures
+from ppgen import display, failures, launching
 from ppgen.interruption import heeded
 
 if TYPE_CHECKING:
     from ppgen.interruption import Interruption
+    from ppgen.processes import Processes
     from ppgen.recipes import Entry
     from ppgen.runs import Record, Run
 
@@ -27,6 +29,39 @@ _AT_LEAST_1 = click.IntRange(min=1)
 data_root = click.option("--data-root", metavar="DIR", help="Where data sets lie (or PPGEN_DATA).")
 own_recipe = click.option("--recipe", metavar="FILE.py:NAME", help="The run's recipe, where it is your own code.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
+
+_TRAINING = [
+    click.option(
+        "--data", metavar="NAME|PATH", help="Data set by name, or your own file or folder.  [default: digits]"
+    ),
+    data_root,
+    click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file."),
+    click.option(
+        "--stream/--in-memory",
+        default=None,
+        help="Read a .npy from disk while training.  [default: if too large]",
+    ),
+    click.option("--epochs", metavar="N", type=_AT_LEAST_1, help="Passes through the train rows."),
+    click.option("--steps", metavar="N", type=_AT_LEAST_1, help="Steps, instead of epochs."),
+    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
+    click.option(
+        "--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="Of matrix products.  [default: auto]"
+    ),
+    click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="Compile the steps.  [default: auto]"),
+    click.option(
+        "--on-nan",
+        type=click.Choice(["stop", "skip", "rollback"]),
+        help="What a loss not finite does.  [default: stop]",
+    ),
+    click.option("--config", type=click.Path(exists=True, **{"dir_okay": False, "path_type": Path}), help="TOML file."),
+]
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that `train` and `sweep` have in common."""
+    for option in reversed(_TRAINING):
+        command = option(command)
+    return command
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +78,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         failures.show_traceback(error)
         code, line = failures.explain(error)
         failures.close_broken_output(error)
-        if line:
-            display.say(line, style="bold red" if line.startswith("Error") else "")
+        # a wrong command is the same in all processes; of other failures, only the first one has a line
+        if line and (launching.leads() or not isinstance(error, click.ClickException)):
+            display.warn(line, style="bold red" if line.startswith("Error") else "")
         return code
 
 
@@ -91,24 +127,13 @@ def show(recipe: str, options: tuple[str, ...], **data: Any) -> None:
 
 @commands.command()
 @click.argument("recipe", required=False, metavar="RECIPE")
-@click.option("--data", metavar="NAME|PATH", help="Data set by name, or your own file or folder.  [default: digits]")
-@data_root
+@training_options
 @click.option(
     "--labels", metavar="N", type=click.IntRange(min=0), help="Keep so many train labels, balanced over the classes."
 )
-@click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file.")
-@click.option("--epochs", metavar="N", type=_AT_LEAST_1, help="Passes through the train rows.")
-@click.option("--steps", metavar="N", type=_AT_LEAST_1, help="Steps, instead of epochs.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
-@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Of matrix products.  [default: auto]")
-@click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="Compile the steps.  [default: auto]")
 @click.option("--threads", metavar="N", type=_AT_LEAST_1, help="Threads.  [default: what suits work and free cores]")
 @click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of the recipe; may be repeated.")
-@click.option(
-    "--on-nan", type=click.Choice(["stop", "skip", "rollback"]), help="What a loss not finite does.  [default: stop]"
-)
-@click.option("--config", type=click.Path(exists=True, **{"dir_okay": False, "path_type": Path}), help="TOML file.")
 @click.option("--print-config", is_flag=True, help="Print the configuration as TOML, for --config, and stop.")
 @click.option("--out", metavar="DIR", help="New run folder.  [default: runs/RECIPE-DATA-SEED]")
 @as_json
@@ -125,8 +150,9 @@ def train(
 
     RECIPE is a name from `ppgen list`, or your own: my_model.py:recipe
     """
-    with heeded() as interruption:
+    with heeded() as interruption, _together() as processes:
         from ppgen.configuration import read_request
+        from ppgen.places import begun_folder
         from ppgen.runs import Run, resolve
 
         request = read_request(config, {"recipe": recipe, **_nested(typed)}, options)
@@ -135,18 +161,88 @@ def train(
             display.write(resolved.to_toml())
             return
         with failures.memory_of(resolved.options, prefix="--set "):
-            _train_and_judge(Run.create(request, out), interruption, as_json=as_json)
+            if begun := begun_folder(processes):  # by processes of which one was killed
+                made = _open(begun, request.recipe if ":" in request.recipe else None, None, processes)
+            else:
+                made = Run.create(request, out, processes=processes)
+            _train_and_judge(made, interruption, as_json=as_json)
+
+
+@commands.command()
+@click.argument("recipe", required=False, metavar="RECIPE")
+@click.option("--seeds", metavar="N-M,...", default="0-9", help="Such as 0-9 or 0,3,5-7.")
+@click.option(
+    "--set",
+    "options",
+    metavar="KEY=V1,V2",
+    multiple=True,
+    help="Option of the recipe and its values. An option that is itself a list, such as hidden=400,200, has one value"
+    " each time: repeat --set for more.",
+)
+@click.option("--labels", metavar="N1,N2", help="Keep so many train labels, balanced over the classes.")
+@click.option("--jobs", metavar="N", type=_AT_LEAST_1, help="Runs at a time.  [default: free cores; on a GPU 1]")
+@click.option("--threads", metavar="N", type=_AT_LEAST_1, help="Threads of each run.  [default: free cores / jobs]")
+@click.option("--backend", metavar="NAME", default="loky", help="loky: processes on this machine; dask or ray.")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask or Ray cluster that sees the same files (or DASK_SCHEDULER_ADDRESS, RAY_ADDRESS).",
+)
+@training_options
+@click.option(
+    "--out", metavar="DIR", help="Sweep folder; one that is there goes on.  [default: runs/sweep-RECIPE-DATA]"
+)
+@as_json
+def sweep(
+    recipe: str | None,
+    seeds: str,
+    options: tuple[str, ...],
+    labels: str | None,
+    jobs: int | None,
+    backend: str,
+    scheduler: str | None,
+    config: Path | None,
+    out: str | None,
+    as_json: bool,
+    **typed: Any,
+) -> int:
+    """Train RECIPE once for every combination of values and seeds.
+
+    A sweep that was stopped or killed goes on where it was: repeat the command with --out. More seeds or values may be
+    added so. Every run is a folder for `ppgen evaluate`, `ppgen sample` and `ppgen resume`.
+    """
+    with heeded():
+        from ppgen import sweeps, tables
+        from ppgen.configuration import read_request
+        from ppgen.grids import Grid
+
+        request = read_request(config, {"recipe": recipe, **_nested(typed)}, options)
+        entry = _find(request.recipe)
+        grid = Grid.of(request, entry, options, seeds=seeds, labels=labels)
+        document = sweeps.sweep(grid, entry, out=out, jobs=jobs, backend=backend, scheduler=scheduler)
+    if as_json:
+        display.write(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        tables.show_sweep(document)
+    return next((found["exit_code"] for found in document["runs"] if "error" in found), 0)
 
 
 @commands.command()
 @click.argument("run")
 @own_recipe
 @data_root
+@click.option(
+    "--change-processes",
+    is_flag=True,
+    help="Go on with more or fewer processes than before: results differ by rounding.",
+)
 @as_json
-def resume(run: str, recipe: str | None, data_root: str | None, as_json: bool) -> None:
+def resume(run: str, recipe: str | None, data_root: str | None, change_processes: bool, as_json: bool) -> None:
     """Go on with RUN, a run folder, exactly where it stopped; judge a finished one again."""
-    with heeded() as interruption:
-        opened = _open(run, recipe, data_root)
+    with heeded() as interruption, _together() as processes:
+        opened = _open(run, recipe, data_root, processes)
+        if not change_processes:
+            opened.require_processes()
         with failures.memory_of(opened.config.options, prefix="--set "):
             _train_and_judge(opened, interruption, as_json=as_json)
 
@@ -213,10 +309,18 @@ def sample(
     display.write(f"Wrote {number:,} samples to {display.short(path)}")
 
 
+@contextlib.contextmanager
+def _together() -> Iterator["Processes"]:
+    from ppgen.processes import joined
+
+    with joined(failures.exit_code) as processes:
+        yield processes
+
+
 def _nested(typed: dict[str, Any]) -> dict[str, Any]:
     """Brings options to the shape of a configuration; those not given are left out."""
     given = {key: value for key, value in typed.items() if value is not None}
-    names = {"data": "name", "data_root": "root", "labels": "labels", "label_column": "label_column"}
+    names = {"data": "name", "data_root": "root", **{name: name for name in ("labels", "label_column", "stream")}}
     data = {inner: given.pop(outer) for outer, inner in names.items() if outer in given}
     return {**given, "data": data}
 
@@ -229,16 +333,20 @@ def _find(recipe: str) -> "Entry":
     return find(recipe)
 
 
-def _open(run: str, recipe: str | None, data_root: str | None) -> "Run":
+def _open(run: str, recipe: str | None, data_root: str | None, processes: "Processes | None" = None) -> "Run":
     from ppgen.runs import Run
 
     if recipe:
         display.say(f"Running the code of {recipe.rpartition(':')[0]}.")
-    return Run.open(run, recipe=recipe, data_root=data_root)
+    return Run.open(run, recipe=recipe, data_root=data_root, processes=processes)
 
 
 def _train_and_judge(run: "Run", interruption: "Interruption", *, as_json: bool) -> None:
     with run.folder.lock():
+        if not run.processes.leads:
+            for _ in interruption.train(run):
+                pass
+            return
         display.show_start(run)
         with display.progress(run) as show_record:
             for record in interruption.train(run):

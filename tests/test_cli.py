@@ -12,7 +12,7 @@ import pytest
 import torch
 from cli_helpers import ENVIRONMENT, MY_MODEL, QUICK, command, snapshot
 
-COMMANDS = ["list", "show", "train", "resume", "evaluate", "sample"]
+COMMANDS = ["list", "show", "train", "sweep", "resume", "evaluate", "sample"]
 
 
 @pytest.fixture(autouse=True)
