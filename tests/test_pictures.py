@@ -151,6 +151,22 @@ def test_every_kind_of_data_is_drawn(shape: tuple[int, ...], kind: str, tmp_path
     assert shown(tmp_path / "reconstructions.png").std() > 0.01
 
 
+def test_a_model_may_observe_flattened_images(tmp_path: Path) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(probs=torch.full((16,), 0.3)).to_event(1), obs=x.flatten(1).round())
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    drawn = [tmp_path / "samples.png", tmp_path / "reconstructions.png"]
+    pictures.samples(Pair(model, guide), dataset((1, 4, 4)), drawn[0])
+    pictures.reconstructions(Pair(model, guide), dataset((1, 4, 4)), drawn[1])
+    assert all(shown(path).size for path in drawn)
+
+
 def test_categorical_levels_are_brought_to_the_unit_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted = mosaic_of(monkeypatch)
     pictures.samples(vae((1, 4, 4), "categorical"), dataset((1, 4, 4)), tmp_path / "s.png")

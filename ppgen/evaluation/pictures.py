@@ -189,7 +189,8 @@ def _is_image(shape: Sequence[int]) -> bool:
 
 
 def _displayed(images: Tensor, data: Dataset) -> Tensor:
-    """Brings images ``(rows, columns, *shape)`` to ``(rows, columns, height, width, 1 or 3)`` in [0, 1]."""
+    """Brings images ``(rows, columns, ...)`` to ``(rows, columns, height, width, 1 or 3)`` in [0, 1]."""
+    images = images.reshape(*images.shape[:2], *data.shape)  # a model may observe them flattened
     images = images.unsqueeze(-3) if len(data.shape) == 2 else images
     low, high = data.test["x"].min(), data.test["x"].max()
     if low < 0 or high > 1:
