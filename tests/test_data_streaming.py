@@ -584,7 +584,7 @@ for _ in range(3):
 warnings.simplefilter("ignore")
 child = os.fork()
 rows = [next(batches)["x"] for _ in range(10)]
-print(torch.cat(rows).double().sum().item(), flush=True)
+os.write(1, f"{torch.cat(rows).double().sum().item()}\\n".encode())  # at once: both write here
 if child:
     os.waitpid(child, 0)
 else:
