@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ppgen.sharing import is_random
+
 Function = Callable[..., Sequence[Tensor]]
 
 OPTIONS = {"fallback_random": True}
@@ -98,7 +100,7 @@ class Graph:
 
         The compiler would leave out draws that nothing uses, and all later ones would differ from an eager run's.
         """
-        draws = [node for node in self.module.graph.nodes if _is_random(node)]
+        draws = [node for node in self.module.graph.nodes if is_random(node.target)]
         (output,) = (node for node in self.module.graph.nodes if node.op == "output")
         output.args = ([*self.outputs, *draws],)
 
@@ -143,10 +145,6 @@ class Graph:
 def _size_of(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.numel() if isinstance(value, Tensor) else 0
-
-
-def _is_random(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _same(one: Tensor, two: Tensor) -> bool:

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "packing": {"errors", "files"},
     "checkpoints": {"errors", "files", "packing"},
     "storage": STORAGE,
-    "compilation": {"errors"},
+    "compilation": {"errors", "sharing"},
     "devices": {"errors"},
     "precision": {"errors"},
     "streams": {"errors"},

@@ -1,6 +1,5 @@
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -171,73 +170,6 @@ def test_together_draws_from_each_and_resumes() -> None:
     assert all(equal(again[name], drawn[25][name]) for name in again)
     assert both.position == 30
     assert resumed.position == 26
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_parts_of_all_processes_are_the_whole_batch_noise_included(world_size: int) -> None:
-    data = load("digits", labels=100).binarized("dynamic")
-
-    def make() -> Together:
-        options: dict[str, Any] = {"seed": 3, "binarization": "dynamic"}
-        return Together(
-            labelled=Batches(data.labelled(), 30, **options), unlabelled=Batches(data.unlabelled(), 50, **options)
-        )
-
-    whole = make()
-    next(whole)
-    parts = [whole.part(rank, world_size) for rank in range(world_size)]  # from where the whole has come to
-    for step in range(25):
-        drawn, shares = next(whole), [next(part) for part in parts]
-        for name, batch in drawn.items():
-            for column, rows in batch.items():
-                pieces = [share[name][column] for share in shares]
-                assert {len(piece) for piece in pieces} == {len(rows) // world_size}
-                assert torch.equal(torch.cat(pieces), rows)
-        assert {part.position for part in parts} == {whole.position} == {step + 2}
-    assert {part.steps_per_epoch for part in parts} == {whole.steps_per_epoch}
-    if world_size > 1:  # control: processes that draw noise of their own give other bits
-        columns = {"x": torch.full((50, 64), 0.5)}
-        alone = next(Batches(columns, 25, binarization="dynamic"))["x"]
-        assert not torch.equal(next(Batches(columns, 50, binarization="dynamic").part(1, 2))["x"], alone)
-
-
-def test_a_part_resumes_where_the_whole_does() -> None:
-    def make() -> Batches:
-        return Batches(numbered(103), 10, seed=5, binarization="dynamic").part(1, 2)
-
-    part = make()
-    drawn = [next(part) for _ in range(35)]
-    resumed = make()
-    resumed.position = 23
-    assert equal(next(resumed), drawn[23])
-    assert not equal(next(make()), drawn[23])
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "rank", "world_size", "message"),
-    [
-        (100, 0, 3, "batch size that 3 processes can share evenly; got 100: use 99 or 102"),
-        (2, 1, 4, "batch size that 4 processes can share evenly; got 2: use 4"),
-        (100, 4, 4, "rank from 0 to 3 of 4 processes; got 4"),
-        (100, -1, 4, "rank from 0 to 3 of 4 processes; got -1"),
-        (100, 0, 0, "at least one process to share batches; got 0"),
-    ],
-)
-def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can(
-    batch_size: int, rank: int, world_size: int, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Batches(numbered(1000), batch_size).part(rank, world_size)
-    both = Together(labelled=Batches(numbered(1000), 12), unlabelled=Batches(numbered(1000), batch_size))
-    with pytest.raises(ConfigError, match=message):
-        both.part(rank, world_size)
-    assert len(next(Batches(numbered(1000), 102).part(2, 3))["x"]) == 34
-
-
-def test_the_batches_that_cannot_be_shared_are_named() -> None:
-    both = Together(labelled=Batches(numbered(1000), 10), unlabelled=Batches(numbered(1000), 12))
-    with pytest.raises(ConfigError, match=r"^labelled rows: .*got 10: use 9 or 12"):
-        both.part(0, 3)
 
 
 def test_wrong_batches_are_refused() -> None:

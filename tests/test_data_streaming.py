@@ -340,28 +340,6 @@ def test_the_random_state_is_never_touched(tmp_path: Path) -> None:
     assert before[1] == str(np.random.get_state(legacy=False))
 
 
-def test_parts_of_streamed_batches_are_the_whole_and_read_only_their_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = Batches(streamed(tmp_path).train, 20, binarization="dynamic")
-    parts = [whole.part(rank, 4) for rank in range(4)]
-    together = _first(whole, 30)
-    whole._windows._ahead._thread.join()  # type: ignore[union-attr]
-    read: list[int] = []
-    quick = Source.read
-
-    def noting(self: Source, rows: Any, *more: Any) -> Any:
-        read.append(len(rows))
-        return quick(self, rows, *more)
-
-    monkeypatch.setattr(Source, "read", noting)
-    shares = [_first(part, 30) for part in parts]
-    for step, batch in enumerate(together):
-        assert torch.equal(torch.cat([share[step]["x"] for share in shares]), batch["x"])
-    assert set(read) <= {25, 20}  # a quarter of a window of 100 rows, or of the last one of 80
-    assert not equal(shares[0][0], shares[1][0])  # control
-
-
 def test_a_trained_run_resumes_bit_for_bit_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ppgen.configuration import Config, DataConfig
     from ppgen.runs import Run

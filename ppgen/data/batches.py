@@ -1,6 +1,5 @@
 """Endless batches whose content is a pure function of (seed, position)."""
 
-import copy
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,14 +78,13 @@ class Batches(Iterator[Columns]):
         self.seed = seed
         self.batch_size = min(batch_size, self._rows)
         self.steps_per_epoch = self._rows // self.batch_size
-        self._share = slice(0, self.batch_size)
         self._position = 0
         self._device = torch.empty(0, device=device).device
         columns = {name: held_if_small(column) for name, column in columns.items()}
         self._streamed = {name: column for name, column in columns.items() if isinstance(column, Streamed)}
         self._windows: Windows | None = None
         if self._streamed:
-            self._windows = Windows(columns, self.batch_size, self._share, functools.partial(self._entropy, _WINDOW))
+            self._windows = Windows(columns, self.batch_size, functools.partial(self._entropy, _WINDOW))
         self._steps = self._windows.steps if self._windows else self.steps_per_epoch
         self._place = (-1, -1)
         self._columns = {} if self._streamed else columns_to(columns, device)
@@ -102,42 +100,6 @@ class Batches(Iterator[Columns]):
         if position < 0:
             raise ConfigError(f"expected a position of at least 0; got {position}")
         self._position = position
-
-    def part(self, rank: int, world_size: int) -> "Batches":
-        """Returns batches that draw one process's rows of these: those from rank * B / N up to (rank + 1) * B / N.
-
-        The parts of all processes, one after the other, are the whole batch, binarization included. `batch_size`,
-        `steps_per_epoch` and `position` stay those of the whole batch; the columns are shared, not copied.
-
-        Args:
-            rank: Number of the process, from 0.
-            world_size: How many processes share each batch.
-
-        Raises:
-            ConfigError: if the batch cannot be shared evenly, or there is no such process.
-
-        Example:
-            >>> whole = Batches({"x": torch.arange(6.0)}, 4)
-            >>> parts = [whole.part(rank, 2) for rank in range(2)]
-            >>> torch.equal(torch.cat([next(part)["x"] for part in parts]), next(whole)["x"])
-            True
-        """
-        if world_size < 1:
-            raise ConfigError(f"expected at least one process to share batches; got {world_size}")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"expected a rank from 0 to {world_size - 1} of {world_size} processes; got {rank}")
-        if self.batch_size % world_size:
-            below = self.batch_size - self.batch_size % world_size
-            near = f"{below} or {below + world_size}" if below else f"{world_size}"
-            raise ConfigError(
-                f"expected a batch size that {world_size} processes can share evenly; got {self.batch_size}: use {near}"
-            )
-        size = self.batch_size // world_size
-        part = copy.copy(self)
-        part._share = slice(rank * size, (rank + 1) * size)
-        part._windows = self._windows.part(part._share) if self._windows else None
-        part._place = (-1, -1)
-        return part
 
     def __next__(self) -> Columns:
         epoch, step = divmod(self._position, self.steps_per_epoch)
@@ -166,15 +128,14 @@ class Batches(Iterator[Columns]):
         # always on the CPU, so that the order does not depend on the device
         generator = torch.Generator().manual_seed(_number(self._entropy(_ORDER, epoch)))
         order = torch.randperm(self._rows, generator=generator)[: self.steps_per_epoch * self.batch_size]
-        self._order = order.view(self.steps_per_epoch, self.batch_size)[:, self._share].to(self._device)
+        self._order = order.view(self.steps_per_epoch, self.batch_size).to(self._device)
 
     def _draw(self, batch: Columns) -> None:
-        """Replaces intensities by Bernoulli draws, in place; noise is drawn for the whole batch and shared out."""
+        """Replaces intensities by Bernoulli draws, in place."""
         noise = _Uniform(self._entropy(_NOISE, self._position), self._device)
         for name in self._binarize:
             intensities = batch[name]
-            whole = noise((self.batch_size, *intensities.shape[1:]))
-            intensities.mul_(noise.top).gt_(whole[self._share])
+            intensities.mul_(noise.top).gt_(noise(tuple(intensities.shape)))
 
     def _entropy(self, stream: int, *numbers: int) -> np.random.SeedSequence:
         # the number of rows is mixed in, so that labelled and unlabelled batches of one seed do not share noise
@@ -229,20 +190,6 @@ class Together(Iterator[dict[str, Columns]]):
     def position(self, position: int) -> None:
         for part in self._parts.values():
             part.position = position
-
-    def part(self, rank: int, world_size: int) -> "Together":
-        """Returns batches that draw one process's rows of each of these: see `Batches.part`.
-
-        Raises:
-            ConfigError: naming the batches that cannot be shared evenly.
-        """
-        shares = {}
-        for name, batches in self._parts.items():
-            try:
-                shares[name] = batches.part(rank, world_size)
-            except ConfigError as error:
-                raise ConfigError(f"{name} rows: {error}") from error
-        return Together(**shares)
 
     def __next__(self) -> dict[str, Columns]:
         return {name: next(part) for name, part in self._parts.items()}

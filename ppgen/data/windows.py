@@ -42,19 +42,18 @@ class Windows:
     Args:
         columns: Columns of one length by name, one of them `Streamed` at least.
         batch_size: Rows in a batch.
-        share: Which rows of each batch are read.
         entropy: Numbers to a seed.
 
     Attributes:
         steps: Batches in a window, but the last one of an epoch.
     """
 
-    def __init__(self, columns: Mapping[str, Tensor], batch_size: int, share: slice, entropy: Entropy) -> None:
+    def __init__(self, columns: Mapping[str, Tensor], batch_size: int, entropy: Entropy) -> None:
         self._columns = {
             name: column if isinstance(column, Streamed) else column.cpu().numpy() for name, column in columns.items()
         }
         self._rows = len(next(iter(columns.values())))
-        self._batch_size, self._share, self._entropy = batch_size, share, entropy
+        self._batch_size, self._entropy = batch_size, entropy
         size = sum(c.source.array[:1].nbytes for c in columns.values() if isinstance(c, Streamed)) + _INDEX
         self._used = self._rows // batch_size * batch_size
         self.steps = max(1, min(streaming.WINDOW // size, self._used) // batch_size)
@@ -63,17 +62,8 @@ class Windows:
         # the first is that of the window in use, the second that of the next one
         self._buffers = [self._new_buffers(), self._new_buffers()]
 
-    def part(self, share: slice) -> "Windows":
-        """Returns windows of other rows of the same batches."""
-        return Windows(
-            {n: c if isinstance(c, Streamed) else torch.from_numpy(c) for n, c in self._columns.items()},
-            self._batch_size,
-            share,
-            self._entropy,
-        )
-
     def _new_buffers(self) -> dict[str, Array]:
-        rows = self.steps * len(range(self._batch_size)[self._share])
+        rows = self.steps * self._batch_size
         return {n: c.source.buffer(rows) for n, c in self._columns.items() if isinstance(c, Streamed)}
 
     def take(self, epoch: int, number: int) -> Window:
@@ -94,7 +84,7 @@ class Windows:
     def _read(self, epoch: int, number: int) -> Window:
         """Reads a window; numpy alone is used, as torch would start threads of its own beside those of the steps."""
         rows = self._stretches(epoch, number * self.steps * self._batch_size)
-        order = _shuffled(len(rows), self._entropy(epoch, number + 1)).reshape(-1, self._batch_size)[:, self._share]
+        order = _shuffled(len(rows), self._entropy(epoch, number + 1)).reshape(-1, self._batch_size)
         # in the order of the file: a disk need not go back and forth
         needed, places = np.unique(order.ravel(), return_inverse=True)
         rows = rows[needed]
