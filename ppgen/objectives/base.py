@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ppgen import programs
+from ppgen.gradients import Estimator, Plan
 from ppgen.programs import Batch, Joint, Program
 
 Losses = dict[str, Tensor]
@@ -35,7 +36,7 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._nesting: dict[tuple[Program, Program], int] = {}
+        self._structure: dict[tuple[Program, Program], tuple[int, str | None]] = {}
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """Returns the loss in nats per datum: the program's total divided by the full size of the data plate."""
@@ -47,10 +48,15 @@ class Objective(nn.Module):
         self.check(model, guide, batch)
 
     def check(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
-        """Runs the pair once with checks on, and remembers how many dimensions its plates take."""
-        joint = programs.check(model, guide, batch, labels=labels)
-        self._nesting[model, guide] = joint.nesting
+        """Runs the pair once with checks on, and remembers what plates it has."""
+        joint = programs.check(model, guide, batch, labels=labels, summing=self.sums_out)
+        self._structure[model, guide] = joint.nesting, joint.plate.name if joint.plate else None
         return joint
+
+    @property
+    def sums_out(self) -> bool:
+        """Whether discrete sites that only the model has are summed out."""
+        return False
 
     def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
         """Says at which site and rows a log probability is not finite; None if all are."""
@@ -59,10 +65,15 @@ class Objective(nn.Module):
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """Returns the leaf tensors that each loss trains; one player, "all", unless overridden.
 
-        It is called once, inside the pair's parameter store, after model and guide have run on ``batch``.
+        What gradient estimators train (baselines, control variates) is a player of its own, "estimator". It is called
+        once, inside the pair's parameter store, after model and guide have run on ``batch``.
         """
-        own = {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
-        return {"all": programs.leaves(model, guide) | own}
+        own: dict[str, Tensor] = {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
+        theirs = {id(p) for module in self.modules() if isinstance(module, Plan) for p in module.parameters()}
+        estimator = {name: p for name, p in own.items() if id(p) in theirs}
+        rest = {name: p for name, p in own.items() if id(p) not in theirs}
+        players = {"all": programs.leaves(model, guide) | rest}
+        return players | {"estimator": estimator} if estimator else players
 
     def phases(self) -> Sequence[Phase]:
         """Returns the phases of one step, in order; one unless overridden."""
@@ -74,14 +85,15 @@ class Objective(nn.Module):
     def share_clock(self) -> None:
         """Makes every objective inside this one read this one's step."""
         for module in self.modules():
-            if isinstance(module, Objective):
+            if isinstance(module, (Objective, Estimator)):
                 module.step = self.step
 
     def joint(self, model: Program, guide: Program, batch: Batch, **options: Any) -> Joint:
-        """Runs model and guide together, remembering how many dimensions the plates of the pair take."""
-        if (model, guide) not in self._nesting:
-            self._nesting[model, guide] = programs.nesting_of(model, guide, batch)
-        return programs.run(model, guide, batch, nesting=self._nesting[model, guide], **options)
+        """Runs model and guide together, remembering what plates the pair has."""
+        if (model, guide) not in self._structure:
+            self._structure[model, guide] = programs.structure_of(model, guide, batch)
+        nesting, plate = self._structure[model, guide]
+        return programs.run(model, guide, batch, nesting=nesting, plate=plate, **options)
 
     def forward(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the loss of one call ``(model, guide, *args, **kwargs)``, as Pyro's ELBOs are called.

@@ -1,13 +1,17 @@
 """The evidence lower bound, sampled or with discrete sites summed exactly."""
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
+from torch.nn.functional import softplus
 
 from ppgen import programs
 from ppgen.errors import ConfigError
-from ppgen.objectives.base import Objective
+from ppgen.gradients import Cost, Draws, Plan, Spec, soft
+from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.programs import Batch, Joint, Program
 
 
@@ -24,17 +28,17 @@ class ELBO(Objective):
             are told apart where the divergence is analytic, else the site counts as one.
         particles: draws of the latents, vectorised.
         analytic_kl: False takes every divergence by Monte Carlo.
+        estimator: of the gradient of sites without a pathwise derivative: a name or an object of `ppgen.gradients`,
+            or a dict of them by site. Without one such sites are refused.
 
     Raises:
-        ConfigError: if the guide samples a site that has no pathwise derivative (a discrete one, say): its gradient
-            would silently be wrong.
+        ConfigError: if the guide samples a site whose gradient would silently be wrong, or that the estimator asked
+            for cannot treat.
 
     References:
         Kingma, Welling, 2013, arXiv:1312.6114. ``beta``: Higgins et al., 2017. Warm-up: Sonderby et al., 2016,
         arXiv:1602.02282. ``free_bits``: Kingma et al., 2016, arXiv:1606.04934.
     """
-
-    enumerate_discrete = False
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class ELBO(Objective):
         free_bits: float = 0.0,
         particles: int = 1,
         analytic_kl: bool = True,
+        estimator: Spec = None,
     ) -> None:
         super().__init__()
         if particles < 1:
@@ -55,57 +60,138 @@ class ELBO(Objective):
         self.free_bits = free_bits
         self.particles = particles
         self.analytic_kl = analytic_kl
+        self.plan = Plan(estimator)
+
+    @property
+    def sums_out(self) -> bool:
+        """See `Objective.sums_out`."""
+        return self.plan.sums
+
+    def check(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
+        """See `Objective.check`; estimators are chosen by what it finds."""
+        joint = super().check(model, guide, batch, labels=labels)
+        self.plan.prepare(
+            joint,
+            lambda: programs.dependencies(model, guide, batch),
+            particles=self.particles,
+            step=self.step,
+        )
+        if self.free_bits and self.plan.has_signals:
+            raise ConfigError("free_bits need pathwise derivatives or enumeration: leave them out")
+        return joint
+
+    def phases(self) -> tuple[Phase, ...]:
+        """See `Objective.phases`: one, with the loss of the estimators' own parameters if they have any."""
+        return (self._phase,)
+
+    def _phase(self, model: Program, guide: Program, batch: Batch) -> tuple[Losses, Metrics]:
+        _, loss, estimator = self.parts(model, guide, batch)
+        return {"all": loss} | ({} if estimator is None else {"estimator": estimator}), {}
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """See `Objective.loss`."""
-        return self.of(self.run(model, guide, batch))
+        return self.parts(model, guide, batch)[1]
 
-    def run(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
-        """Runs the pair as this bound needs it; `labels` are guide sites conditioned on given values."""
-        options = {"particles": self.particles, "labels": labels, "enumerate_discrete": self.enumerate_discrete}
-        return self.joint(model, guide, batch, **options)
+    def parts(
+        self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None
+    ) -> tuple[Joint, Tensor, Tensor | None]:
+        """Returns a run of the pair, its loss, and the loss of what estimators train (None if nothing).
 
-    def of(self, joint: Joint) -> Tensor:
-        """Returns the loss of one joint run."""
-        for name in joint.latents:
-            _require_pathwise(joint, name)
+        ``labels`` are guide sites conditioned on given values.
+        """
+        joint, draws = self._drawn(model, guide, batch, labels)
+        return joint, *self._losses(joint, draws)
+
+    def _drawn(
+        self, model: Program, guide: Program, batch: Batch, labels: dict[str, Tensor] | None
+    ) -> tuple[Joint, Draws]:
+        if not self.plan.ready:
+            with torch.random.fork_rng(devices=[]):
+                self.check(model, guide, batch, labels=labels)
+        draws, plan = Draws(), self.plan
+        joint = self.joint(
+            model,
+            guide,
+            batch,
+            particles=self.particles,
+            labels=labels,
+            enumerate_discrete=plan.sums and (plan.enumerated or True),
+            versions=plan.versions,
+            sampler=lambda layout: plan.sampler(layout.rank, draws),
+        )
+        return joint, draws
+
+    def _losses(self, joint: Joint, draws: Draws) -> tuple[Tensor, Tensor | None]:
         size = joint.plate.size if joint.plate else 1
-        weight = self.beta if self.warmup == 0 else self.beta * (self.step / self.warmup).clamp(max=1.0)
-        negative = -sum((_total(joint, name, joint.log_p(name)) for name in joint.observed), torch.zeros(()))
-        divergence = sum((self._divergence(joint, name) for name in joint.latents), torch.zeros(()))
-        divergence = sum((_total(joint, name, joint.log_q(name)) for name in joint.factors), divergence)
-        return (negative + weight * divergence) / size
+        costs = self._costs(joint)
+        total = sum((self._in_loss(joint, cost) for cost in costs), torch.zeros(())) / size
+        if self.free_bits:
+            weight, free = self._weight(), self._free(joint)
+            return total + weight * free / size, None
+        if not self.plan.has_signals:
+            return total, None
+        added, estimator = self.plan.surrogates(joint, costs, draws)
+        return total + added, estimator
 
-    def _divergence(self, joint: Joint, name: str) -> Tensor:
+    def _weight(self) -> Tensor | float:
+        return self.beta if self.warmup == 0 else self.beta * (self.step / self.warmup).clamp(max=1.0)
+
+    def _in_loss(self, joint: Joint, cost: Cost) -> Tensor:
+        term = cost.value if cost.differentiated is None else cost.differentiated
+        reduced = joint.reduce_plates(cost.node, joint.expectation(cost.node, term))
+        return reduced.sum() / reduced.shape[0]
+
+    def _costs(self, joint: Joint) -> list[Cost]:
+        weight = self._weight()
+        costs = [Cost((name,), joint.node(name), -joint.log_p(name)) for name in joint.observed]
+        sources = tuple(joint.absorbed)
+        costs += [Cost(sources, summed.node, -summed.term) for summed in joint.summed]
+        costs += [Cost((name,), joint.node(name), weight * joint.log_q(name)) for name in joint.factors]
+        if not self.free_bits:
+            costs += [self._divergence(joint, name, weight) for name in joint.latents]
+        return costs
+
+    def _divergence(self, joint: Joint, name: str, weight: Tensor | float) -> Cost:
+        node = joint.node(name)
         if self.analytic_kl and (terms := analytic_kl(joint, name)) is not None:
-            if self.free_bits:
-                return self._free(joint, name, terms)
-            return _total(joint, name, terms.sum(-1))
-        term = joint.log_q(name)
-        if name in joint.model.nodes:
-            term = term - joint.log_p(name)
-        total = _total(joint, name, term)
-        return total.clamp(min=self.free_bits * _count(joint, name)) if self.free_bits else total
+            return Cost((name,), node, weight * terms.sum(-1))
+        log_q = joint.log_q(name)
+        log_p = joint.log_p(name) if joint.has_log_p(name) else torch.zeros(())
+        if self.plan.detached(name):
+            return Cost((name,), node, weight * (log_q - log_p), weight * (log_q.detach() - log_p))
+        return Cost((name,), node, weight * (log_q - log_p))
 
-    def _free(self, joint: Joint, name: str, terms: Tensor) -> Tensor:
-        totals = [_total(joint, name, term) for term in terms.unbind(-1)]
-        return torch.stack(totals).clamp(min=self.free_bits * _count(joint, name)).sum()
+    def _free(self, joint: Joint) -> Tensor:
+        """The divergences, of which as much as is free does not count."""
+        total = torch.zeros(())
+        for name in joint.latents:
+            terms = analytic_kl(joint, name) if self.analytic_kl else None
+            if terms is None:
+                parts = [joint.log_q(name) - (joint.log_p(name) if joint.has_log_p(name) else torch.zeros(()))]
+            else:
+                parts = list(terms.unbind(-1))
+            totals = torch.stack([_total(joint, name, part) for part in parts])
+            total = total + totals.clamp(min=self.free_bits * _count(joint, name)).sum()
+        return total
 
 
 class EnumeratedELBO(ELBO):
-    r"""The evidence lower bound with every discrete site of the guide summed exactly.
+    r"""The evidence lower bound with every discrete site summed exactly.
 
     ``E_{q(y | x)} E_{q(z | x, y)} [log p(x, y, z) - log q(y, z | x)]`` where the sum over ``y`` runs over all states of
-    all discrete sites, each in a tensor dimension of its own; continuous sites keep their pathwise gradients.
+    all discrete sites of the guide, each in a tensor dimension of its own; continuous sites keep their pathwise
+    gradients. Discrete sites that only the model has are summed out inside the logarithm, by variable elimination: of
+    ``pyro.markov`` chains step by step.
 
     Args:
         **options: those of `ELBO`.
 
     References:
-        Kingma, Rezende, Mohamed, Welling, 2014, arXiv:1406.5298, eq. 7.
+        Kingma, Rezende, Mohamed, Welling, 2014, arXiv:1406.5298, eq. 7; Obermeyer et al., 2019, arXiv:1902.03210.
     """
 
-    enumerate_discrete = True
+    def __init__(self, *, estimator: Spec = "enumerate", **options: Any) -> None:
+        super().__init__(estimator=estimator, **options)
 
 
 def _count(joint: Joint, name: str) -> float:
@@ -118,18 +204,6 @@ def _total(joint: Joint, name: str, term: Tensor) -> Tensor:
     return reduced.sum() / reduced.shape[0]
 
 
-def _require_pathwise(joint: Joint, name: str) -> None:
-    site = joint.guide.nodes[name]
-    if name in joint.enumerated or getattr(site["fn"], "has_rsample", False):
-        return
-    if getattr(site["fn"], "has_enumerate_support", False):
-        remedy = "sum it out with EnumeratedELBO, or use a stock ELBO with score-function gradients (TraceGraph_ELBO)"
-    else:
-        remedy = "use a stock ELBO with score-function gradients (pyro.infer.TraceGraph_ELBO)"
-    kind = type(site["fn"]).__name__
-    raise ConfigError(f"guide site '{name}' ({kind}) has no pathwise derivative, so its gradient is biased: {remedy}")
-
-
 def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     """Returns ``KL(q || p)`` of a latent site with the event dimensions last: ``(..., dims)``, or None.
 
@@ -137,7 +211,7 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     from the site on: every latent site that the model runs before it must have run before it in the guide too. It
     also takes one scale and one mask, of model and guide alike.
     """
-    if name not in joint.model.nodes:
+    if not joint.has_log_p(name):
         return None
     q, p = joint.guide.nodes[name], joint.model.nodes[name]
     before = [n for n in joint.model.nodes if n in joint.guide.nodes]
@@ -146,7 +220,8 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
         return None
     if q["mask"] is not p["mask"] or not _same_scale(q["scale"], p["scale"]):
         return None
-    if isinstance(_base(q["fn"]), dist.Delta):
+    relaxed = q["infer"].get(programs.DENSITY, soft) is not soft
+    if isinstance(_base(q["fn"]), dist.Delta) or relaxed:
         return None
     try:
         with programs.in_full_precision():
@@ -175,6 +250,18 @@ def _per_dimension(q: dist.Distribution, p: dist.Distribution) -> Tensor:
     if isinstance(q, Independent) and isinstance(p, Independent):
         dims = q.reinterpreted_batch_ndims
         if dims == p.reinterpreted_batch_ndims:
-            inner = kl_divergence(q.base_dist, p.base_dist)
+            inner = _kl(q.base_dist, p.base_dist)
             return inner.flatten(-dims) if dims else inner.unsqueeze(-1)
-    return kl_divergence(q, p).unsqueeze(-1)
+    return _kl(q, p).unsqueeze(-1)
+
+
+def _kl(q: dist.Distribution, p: dist.Distribution) -> Tensor:
+    # torch's own of discrete distributions takes no shapes that broadcast
+    if isinstance(q, torch.distributions.Bernoulli) and isinstance(p, torch.distributions.Bernoulli):
+        difference = softplus(p.logits) - softplus(q.logits)
+        return q.logits.sigmoid() * (q.logits - p.logits) + difference
+    categorical = (torch.distributions.OneHotCategorical, torch.distributions.Categorical)
+    if isinstance(q, categorical) and isinstance(p, categorical):
+        return (q.logits.exp() * (q.logits - p.logits)).sum(-1)
+    divergence: Tensor = kl_divergence(q, p)
+    return divergence

@@ -8,6 +8,7 @@ from torch import Tensor
 from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
+from ppgen.objectives.bounds import Bound
 from ppgen.objectives.elbo import ELBO, EnumeratedELBO
 from ppgen.programs import Batch, Program
 
@@ -35,8 +36,8 @@ class SemiSupervised(Objective):
         *,
         alpha: float = 0.1,
         labelled_share: float = 0.5,
-        labelled: ELBO | None = None,
-        unlabelled: ELBO | None = None,
+        labelled: ELBO | Bound | None = None,
+        unlabelled: ELBO | Bound | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= labelled_share <= 1 or alpha < 0:
@@ -56,9 +57,10 @@ class SemiSupervised(Objective):
             raise ConfigError("expected batches {'labelled': {...}, 'unlabelled': {...}} for SemiSupervised")
         if not (labels := _labels(batch)):
             raise ConfigError("expected a column, the label, that labelled rows have and unlabelled rows have not")
-        joint = self.labelled.check(model, guide, batch["labelled"], labels=labels)
+        joint = self.check(model, guide, batch["labelled"], labels=labels)
         if missing := labels.keys() - joint.guide.nodes.keys():
             raise ConfigError(f"the guide has no site '{min(missing)}' for the label of that name")
+        self.labelled.check(model, guide, batch["labelled"], labels=labels)
         self.unlabelled.setup(model, guide, batch["unlabelled"])
 
     def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
@@ -79,14 +81,16 @@ class SemiSupervised(Objective):
 
     def _phase(self, model: Program, guide: Program, batch: Batch) -> tuple[Losses, Metrics]:
         labels = _labels(batch)
-        joint = self.labelled.run(model, guide, batch["labelled"], labels=labels)
-        labelled = self.labelled.of(joint)
-        unlabelled = self.unlabelled.loss(model, guide, batch["unlabelled"])
+        joint, labelled, one = self.labelled.parts(model, guide, batch["labelled"], labels=labels)
+        _, unlabelled, other = self.unlabelled.parts(model, guide, batch["unlabelled"])
         size = joint.plate.size if joint.plate else 1
-        cross_entropy = -sum((joint.reduced(name, joint.log_q(name)).sum() for name in labels), torch.zeros(())) / size
+        log_q = (joint.reduced(name, joint.log_q(name)) for name in labels)
+        cross_entropy = -sum((term.sum() / (term.numel() / term.shape[-1]) for term in log_q), torch.zeros(())) / size
         loss = self.labelled_share * labelled + (1 - self.labelled_share) * unlabelled + self.alpha * cross_entropy
         metrics = {"labelled": labelled, "unlabelled": unlabelled, "cross_entropy": cross_entropy}
-        return {"all": loss}, {name: value.detach() for name, value in metrics.items()}
+        trained = [part for part in (one, other) if part is not None]
+        losses = {"all": loss} | ({"estimator": sum(trained[1:], trained[0])} if trained else {})
+        return losses, {name: value.detach() for name, value in metrics.items()}
 
 
 def _labels(batch: Batch) -> dict[str, Tensor]:

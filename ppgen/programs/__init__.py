@@ -6,17 +6,11 @@ only package that knows Pyro's effect handlers.
 """
 
 from ppgen.programs.calling import Batch, Program, arguments, call, report_unused_columns
+from ppgen.programs.dependencies import dependencies
+from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
-from ppgen.programs.joint import (
-    DataPlate,
-    Joint,
-    check,
-    data_plate,
-    first_nonfinite,
-    in_full_precision,
-    nesting_of,
-    run,
-)
+from ppgen.programs.joint import DENSITY, DataPlate, Joint, frames, in_full_precision, log_prob_of
+from ppgen.programs.ownership import separate_leaves
 from ppgen.programs.parameters import (
     Store,
     buffers,
@@ -29,27 +23,33 @@ from ppgen.programs.parameters import (
     report_untrained_modules,
     without_host_reads,
 )
-from ppgen.programs.weights import LogWeights, log_weights
+from ppgen.programs.running import check, data_plate, first_nonfinite, nesting_of, run, structure_of
+from ppgen.programs.weights import LogWeights, Weights, log_weights, weights_of
 
 __all__ = [
+    "DENSITY",
     "Batch",
     "DataPlate",
     "Joint",
     "LogWeights",
     "Program",
     "Store",
+    "Weights",
     "arguments",
     "buffers",
     "call",
     "check",
     "checked",
     "data_plate",
+    "dependencies",
     "evaluation_mode",
     "first_nonfinite",
+    "frames",
     "generate",
     "in_full_precision",
     "label_log_probs",
     "leaves",
+    "log_prob_of",
     "log_weights",
     "modules_of",
     "nesting_of",
@@ -59,7 +59,12 @@ __all__ = [
     "registered",
     "report_untrained_modules",
     "report_unused_columns",
+    "require_repeatable",
     "run",
+    "separate_leaves",
+    "structure_of",
     "template",
+    "weights_of",
+    "with_frozen_guide",
     "without_host_reads",
 ]

@@ -9,7 +9,8 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
 from ppgen.programs.calling import Batch, Program
-from ppgen.programs.joint import Joint, run
+from ppgen.programs.joint import Joint
+from ppgen.programs.running import run
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
 

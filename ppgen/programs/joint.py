@@ -1,20 +1,22 @@
 """Model and guide run together: every site's log probability, with its dimensions kept apart."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
 from torch import Tensor
 
-from ppgen.errors import ConfigError, DataError
-from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.errors import ConfigError
+from ppgen.programs.marginals import Summed, sum_out
 
 PARTICLES = "ppgen_particles"
+LOCAL_PARTICLES = "ppgen_local_particles"
+DENSITY = "ppgen_density"
+"""Key of a site's ``infer``: a function from its distribution to the one that scores its value."""
 
 
 def prune(trace: poutine.Trace) -> poutine.Trace:
@@ -25,6 +27,10 @@ def prune(trace: poutine.Trace) -> poutine.Trace:
 def frames(site: Mapping[str, Any]) -> frozenset[str]:
     """Returns the names of the vectorised plates that a site lies in."""
     return frozenset(frame.name for frame in site["cond_indep_stack"] if frame.vectorized)
+
+
+def _is_enumerated(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and site["infer"].get("_enumerate_dim") is not None
 
 
 def _is_latent(site: Mapping[str, Any]) -> bool:
@@ -69,40 +75,98 @@ def data_plate_of(model: poutine.Trace) -> DataPlate | None:
     return None
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How many dimensions the terms of a run have, enumerated ones left of these.
+
+    Attributes:
+        nesting: dimensions of plates.
+        particles: independent draws of everything.
+        local: draws of what lies in the data plate, given the rest; None where a run does not tell them apart.
+        versions: of the draws, by which control variates are evaluated; the first one counts.
+    """
+
+    nesting: int
+    particles: int = 1
+    local: int | None = None
+    versions: int = 1
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions are not those of enumerated sites."""
+        return self.nesting + ((self.local or 1) > 1) + (self.particles > 1) + (self.versions > 1)
+
+
 class Joint:
     """One joint run of guide and model: every site's log probability, with its dimensions kept apart.
 
-    Tensors have dimensions ``(enumerated sites..., particles, plates..., data)``; `reduce` brings a term to
-    ``(particles, batch)`` if it lies in the data plate (*local*) and to ``(particles,)`` otherwise (*global*).
+    Tensors have dimensions ``(enumerated sites..., versions, particles, local particles, plates..., data)``, of which
+    those of size 1 may be missing; `reduce` brings a term to ``(particles, batch)`` if it lies in the data plate
+    (*local*) and to ``(particles,)`` otherwise (*global*).
+
+    Attributes:
+        model: the trace of the model.
+        guide: the trace of the guide.
+        layout: how many dimensions there are of what.
+        plate: the data plate, None if there is none.
+        latents: sites that the guide draws.
+        observed: sites of the model that are observed, without those that went into `summed`.
+        factors: factors of the guide, a part of log q.
+        enumerated: the dimension of each enumerated site of the guide.
+        summed: log sums over discrete sites that only the model has, with the plates that each lies in.
+        absorbed: sites of the model that went into `summed`.
     """
 
-    def __init__(self, model: poutine.Trace, guide: poutine.Trace, *, nesting: int, vectorized: bool) -> None:
+    def __init__(self, model: poutine.Trace, guide: poutine.Trace, layout: "Layout") -> None:
         self.model = model
         self.guide = guide
+        self.layout = layout
         self.plate = data_plate_of(model)
-        self.nesting = nesting
-        self.vectorized = vectorized
         self.latents = [name for name, site in guide.nodes.items() if _is_latent(site)]
-        self.observed = [n for n, s in model.nodes.items() if s["type"] == "sample" and s["is_observed"]]
+        self.summed: list[Summed] = []
+        self.absorbed: frozenset[str] = frozenset()
+        if only := [name for name, site in model.nodes.items() if _is_enumerated(site) and name not in guide.nodes]:
+            self.summed, self.absorbed = sum_out(model, guide, only)
+        self.observed = [
+            n for n, s in model.nodes.items() if s["type"] == "sample" and s["is_observed"] and n not in self.absorbed
+        ]
         # pyro.factor in the guide: a part of log q
         self.factors = [
             n for n, s in guide.nodes.items() if s["type"] == "sample" and s["is_observed"] and n not in model.nodes
         ]
         self.enumerated = {
-            name: dim for name in self.latents if (dim := guide.nodes[name]["infer"].get("_enumerate_dim")) is not None
+            name: guide.nodes[name]["infer"]["_enumerate_dim"]
+            for name in self.latents
+            if _is_enumerated(guide.nodes[name])
         }
 
-    def check(self) -> None:
+    @property
+    def nesting(self) -> int:
+        """How many dimensions the plates take."""
+        return self.layout.nesting
+
+    @property
+    def vectorized(self) -> bool:
+        """Whether there is a dimension of particles."""
+        return self.layout.particles > 1
+
+    def check(self, *, summing: bool = False) -> None:
         """Checks that every latent site of one program is a site of the other.
+
+        Args:
+            summing: whether discrete sites that only the model has are going to be summed out.
 
         Raises:
             ConfigError: if not.
         """
         for name, site in self.model.nodes.items():
-            if _is_latent(site) and name not in self.guide.nodes:
+            if not _is_latent(site) or name in self.guide.nodes:
+                continue
+            enumerable = _is_enumerated(site) or (summing and site["fn"].has_enumerate_support)
+            if not enumerable:
                 raise ConfigError(
                     f"model site '{name}' is neither observed nor sampled by the guide: add it to the guide"
-                    " (a discrete site can be summed out by the stock pyro.infer.TraceEnum_ELBO)"
+                    " (a discrete site can be summed out exactly by EnumeratedELBO)"
                 )
         for name in self.latents:
             auxiliary = self.guide.nodes[name]["infer"].get("is_auxiliary")
@@ -111,63 +175,136 @@ class Joint:
 
     def log_p(self, name: str) -> Tensor:
         """Log probability of a model site, with its scale and mask."""
-        return _scaled(self.model.nodes[name], log_prob_of(self.model.nodes[name]))
+        return scaled(self.model.nodes[name], log_prob_of(self.model.nodes[name]))
 
     def log_q(self, name: str) -> Tensor:
         """Log probability of a guide site, with its scale and mask."""
-        return _scaled(self.guide.nodes[name], log_prob_of(self.guide.nodes[name]))
+        return scaled(self.guide.nodes[name], log_prob_of(self.guide.nodes[name]))
+
+    def has_log_p(self, name: str) -> bool:
+        """Whether the model has a log probability of a site, apart from what was summed."""
+        return name in self.model.nodes and name not in self.absorbed
 
     def is_local(self, name: str) -> bool:
         """Whether a site lies in the data plate."""
-        node = self.model.nodes.get(name) or self.guide.nodes[name]
+        return self.is_local_node(self.node(name))
+
+    def is_local_node(self, node: Mapping[str, Any]) -> bool:
+        """Whether what stands for a site lies in the data plate."""
         return self.plate is not None and self.plate.name in frames(node)
 
-    def expectation(self, name: str, term: Tensor) -> Tensor:
-        """Sums the enumerated dimensions of a term of site ``name``, weighted by the guide's probabilities."""
+    def expectation(self, site: str | Mapping[str, Any], term: Tensor, *, keep: Collection[int] = ()) -> Tensor:
+        """Sums the enumerated dimensions of a term, weighted by the guide's probabilities.
+
+        Args:
+            site: the site that it is of, or its name.
+            term: one of its quantities.
+            keep: enumerated dimensions, counted from the right, that are left as they are.
+        """
         if not self.enumerated:
             return term
-        weights = self._weights(name, term)
+        weights = self.probabilities(site, term, keep=keep)
         term = term if weights is None else weights * term
-        keep = self.nesting + self.vectorized
-        return term.sum(tuple(range(-term.dim(), -keep))) if term.dim() > keep else term
+        rank = self.layout.rank
+        dims = tuple(d for d in range(-term.dim(), -rank) if d not in keep)
+        return term.sum(dims, keepdim=bool(keep)) if dims else term
 
-    def _weights(self, name: str, term: Tensor) -> Tensor | None:
-        own = frames(self.model.nodes.get(name) or self.guide.nodes[name])
+    def probabilities(
+        self, site: str | Mapping[str, Any], term: Tensor, *, keep: Collection[int] = ()
+    ) -> Tensor | None:
+        """Returns the guide's probability of every joint state of the enumerated sites that a term depends on.
+
+        Those of the dimensions to keep are left out. None if it depends on none.
+        """
+        node = self.node(site)
+        own = frames(node)
         chosen: dict[str, Tensor] = {}
         pending = [term]
         while pending:
             tensor = pending.pop()
-            for site, dim in self.enumerated.items():
-                if site in chosen or tensor.dim() < -dim or tensor.shape[dim] == 1:
+            for state, dim in self.enumerated.items():
+                if state in chosen or dim in keep or tensor.dim() < -dim or tensor.shape[dim] == 1:
                     continue
-                if outside := frames(self.guide.nodes[site]) - own:
+                if outside := frames(self.guide.nodes[state]) - own:
                     raise ConfigError(
-                        f"site '{name}' depends on the enumerated site '{site}' from outside its plate"
-                        f" '{min(outside)}': the sum has one term for every joint state; put '{name}' inside the plate"
+                        f"site '{node['name']}' depends on the enumerated site '{state}' from outside its plate"
+                        f" '{min(outside)}': the sum has one term for every joint state; put '{node['name']}' inside"
+                        " the plate"
                     )
-                chosen[site] = log_prob_of(self.guide.nodes[site])
-                pending.append(chosen[site])
+                chosen[state] = log_prob_of(self.guide.nodes[state])
+                pending.append(chosen[state])
         total: Tensor | None = None
         for log_prob in chosen.values():
             total = log_prob if total is None else total + log_prob
         return None if total is None else total.exp()
 
+    def node(self, site: str | Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the site of that name: of the model if it has it, else of the guide."""
+        if not isinstance(site, str):
+            return site
+        node: Mapping[str, Any] = self.model.nodes.get(site) or self.guide.nodes[site]
+        return node
+
+    def first_version(self, term: Tensor) -> Tensor:
+        """Returns a term as it is in the draws that count, where the run has several versions of them."""
+        dim = -self.layout.rank
+        return term.narrow(dim, 0, 1) if self.layout.versions > 1 and term.dim() >= -dim else term
+
     def reduce(self, name: str, term: Tensor) -> Tensor:
-        """Sums the plates of a term without enumerated dimensions: to ``(particles, batch)`` or ``(particles,)``."""
-        _require_plates(self.model.nodes.get(name) or self.guide.nodes[name], term.shape, self.nesting)
-        rank = self.nesting + self.vectorized
-        while term.dim() < rank:
-            term = term.unsqueeze(0)
-        last = 1 if self.is_local(name) else 0
-        first = self.nesting if self.vectorized else term.dim()
-        plates = tuple(range(-first, -last))
+        """Sums the plates of a term without enumerated dimensions: to ``(particles, batch)`` or ``(particles,)``.
+
+        In a run with local particles, to ``(particles, local particles, batch)`` or ``(particles,)``.
+        """
+        return self.reduce_plates(self.node(name), term)
+
+    def reduce_plates(self, node: Mapping[str, Any], term: Tensor) -> Tensor:
+        """`reduce` for what lies in the plates of ``node``."""
+        require_plates(node, term.shape, self.nesting)
+        local = self.is_local_node(node)
+        term = self.padded(self.first_version(term))
+        plates = tuple(range(-self.nesting, -1 if local else 0))
         term = term.sum(plates) if plates else term
-        return term if self.vectorized else term.unsqueeze(0)
+        rank = 1 if local else 0
+        layout = self.layout
+        term = term.squeeze(-rank - layout.rank + self.nesting) if layout.versions > 1 else term
+        if layout.local is None:
+            return term if layout.particles > 1 else term.unsqueeze(-1 - rank)
+        if layout.local == 1:
+            term = term.unsqueeze(-1 - rank)
+        term = term if layout.particles > 1 else term.unsqueeze(-2 - rank)
+        return term if local else term.squeeze(-1)
+
+    def padded(self, term: Tensor) -> Tensor:
+        """Returns a term with all its dimensions, those of enumerated sites apart."""
+        while term.dim() < self.layout.rank:
+            term = term.unsqueeze(0)
+        return term
+
+    def collapsed(self, term: Tensor, rows: int) -> Tensor:
+        """Returns a local term as ``(enumerated..., particles, local particles, rows)``.
+
+        In a run that tells no local particles apart, as ``(enumerated..., particles, rows)``.
+        """
+        layout, term = self.layout, self.first_version(term)
+        while term.dim() < layout.rank:
+            term = term.unsqueeze(0)
+        lead = term.shape[: term.dim() - layout.rank]
+        inner = () if layout.local is None else (layout.local,)
+        # other plates, and versions, have size 1 by now
+        flat = term.reshape(*lead, *(n for n in self._sizes(term)))
+        return flat.expand(*lead, layout.particles, *inner, rows)
+
+    def _sizes(self, term: Tensor) -> tuple[int, ...]:
+        sizes = list(term.shape[term.dim() - self.layout.rank :])
+        rows = sizes[-1] if self.nesting else 1
+        sizes = sizes[: len(sizes) - self.nesting]
+        layout = self.layout
+        local = (sizes.pop() if (layout.local or 1) > 1 else 1,) if layout.local is not None else ()
+        return (sizes.pop() if layout.particles > 1 else 1, *local, rows)
 
     def sum_inner_plates(self, term: Tensor) -> Tensor:
         """Sums the plates inside the data plate of a local term, keeping enumerated dimensions."""
-        while term.dim() < self.nesting + self.vectorized:
-            term = term.unsqueeze(0)
+        term = self.padded(term)
         return term.sum(tuple(range(-self.nesting, -1))) if self.nesting > 1 else term
 
     def reduced(self, name: str, term: Tensor) -> Tensor:
@@ -175,7 +312,12 @@ class Joint:
         return self.reduce(name, self.expectation(name, term))
 
 
-def _require_plates(site: Mapping[str, Any], shape: torch.Size, nesting: int) -> None:
+def require_plates(site: Mapping[str, Any], shape: torch.Size, nesting: int) -> None:
+    """Checks that a term varies along plates of its site only.
+
+    Raises:
+        ConfigError: if not.
+    """
     dims = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
     for dim in range(-min(nesting, len(shape)), 0):
         if shape[dim] != 1 and dim not in dims:
@@ -186,9 +328,13 @@ def _require_plates(site: Mapping[str, Any], shape: torch.Size, nesting: int) ->
 
 
 def log_prob_of(site: Mapping[str, Any]) -> Tensor:
-    """Returns the log probability of a site's value, without its scale and mask, in float32."""
+    """Returns the log probability of a site's value, without its scale and mask, in float32.
+
+    Where a value was drawn from a relaxation of a discrete distribution, ``infer`` says what scores it.
+    """
+    fn = site["infer"].get(DENSITY, _same)(site["fn"])
     with in_full_precision():
-        log_prob: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        log_prob: Tensor = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
     return log_prob
 
 
@@ -198,117 +344,11 @@ def in_full_precision() -> contextlib.AbstractContextManager[None]:
     return mode
 
 
-def _scaled(site: Mapping[str, Any], term: Tensor) -> Tensor:
-    scaled: Tensor = pyro.distributions.util.scale_and_mask(term, scale=site["scale"], mask=site["mask"])
-    return scaled
+def _same(fn: Any) -> Any:
+    return fn
 
 
-def run(
-    model: Program,
-    guide: Program,
-    batch: Batch,
-    *,
-    particles: int = 1,
-    enumerate_discrete: bool = False,
-    labels: Mapping[str, Tensor] | None = None,
-    nesting: int | None = None,
-    check: bool = True,
-) -> Joint:
-    """Runs the guide, then the model on the guide's draws.
-
-    Args:
-        model: the generative program.
-        guide: the inference program.
-        batch: the columns; those whose name a model site bears are observed there.
-        particles: independent draws, vectorised by a plate left of all others; 1 adds no dimension.
-        enumerate_discrete: enumerate every discrete site of the guide in a dimension of its own.
-        labels: guide sites that are conditioned on given values, so that the guide yields their log probability.
-        nesting: how many dimensions the plates take, if known; else it is found by one more run.
-        check: whether model and guide have to match.
-
-    Raises:
-        ConfigError: if model and guide do not match.
-    """
-    if nesting is None and (particles > 1 or enumerate_discrete):
-        nesting = nesting_of(model, guide, batch)
-    columns = {k: v for k, v in batch.items() if k not in labels} if labels else batch
-    inference = poutine.condition(guide, data=dict(labels)) if labels else guide
-    with contextlib.ExitStack() as stack:
-        if particles > 1:
-            stack.enter_context(pyro.plate(PARTICLES, particles, dim=-1 - (nesting or 0)))
-        if enumerate_discrete:
-            stack.enter_context(poutine.enum(first_available_dim=-1 - (nesting or 0) - (particles > 1)))
-            inference = config_enumerate(inference, default="parallel")
-        args, kwargs = arguments(guide, columns)
-        guide_trace = poutine.trace(inference).get_trace(*args, **kwargs)
-        args, kwargs = arguments(model, batch)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-    # only now: subsample indices drawn by the guide had to reach the model
-    guide_trace, model_trace = prune(guide_trace), prune(model_trace)
-    depth = plate_nesting(guide_trace, model_trace) - (particles > 1) if nesting is None else nesting
-    joint = Joint(model_trace, guide_trace, nesting=depth, vectorized=particles > 1)
-    if check:
-        joint.check()
-    return joint
-
-
-def data_plate(model: Program, batch: Batch) -> DataPlate | None:
-    """Returns the data plate of a model, by running it once without moving any random stream."""
-    args, kwargs = arguments(model, batch)
-    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
-        return data_plate_of(poutine.trace(model).get_trace(*args, **kwargs))
-
-
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-
-
-def nesting_of(model: Program, guide: Program, batch: Batch) -> int:
-    """Returns how many dimensions the plates of a pair take, by running it once without moving any random stream."""
-    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
-        joint = run(model, guide, batch)
-    return joint.nesting
-
-
-def check(model: Program, guide: Program, batch: Batch, *, labels: Mapping[str, Tensor] | None = None) -> Joint:
-    """Runs a pair once with Pyro's validation on, so that wrong shapes and values are named by their site.
-
-    Raises:
-        ConfigError: if model and guide do not match.
-        DataError: if a value lies outside the support of its distribution.
-    """
-    with pyro.validation_enabled(True), torch.no_grad():
-        joint = run(model, guide, batch, labels=labels)
-        for trace in (joint.guide, joint.model):
-            try:
-                trace.compute_log_prob()
-            except ValueError as error:
-                raise DataError(" ".join(str(error).split("\n")[:2])) from error
-            for site in trace.nodes.values():
-                if site["type"] == "sample" and "log_prob" in site:
-                    _require_plates(site, site["log_prob"].shape, site["log_prob"].dim())
-    return joint
-
-
-def first_nonfinite(
-    model: Program, guide: Program, batch: Batch, *, labels: Mapping[str, Tensor] | None = None
-) -> str | None:
-    """Says at which site and rows of the batch a value or log probability is not finite; None if all are."""
-    with torch.no_grad():
-        joint = run(model, guide, batch, labels=labels, check=False)
-    for role, trace in (("guide", joint.guide), ("model", joint.model)):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            try:
-                bad = ~(_scaled(site, log_prob_of(site)).isfinite())
-            except ValueError as error:
-                return f"{role} site '{name}' ({str(error).splitlines()[0]})"
-            if bad.any():
-                rows = bad.nonzero()[:, -1].unique().tolist() if bad.dim() and joint.is_local(name) else []
-                return f"{role} site '{name}'" + (f", rows {_shortened(rows)}" if rows else "")
-    return None
-
-
-def _shortened(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+def scaled(site: Mapping[str, Any], term: Tensor) -> Tensor:
+    """Returns a term of a site with its scale and mask."""
+    result: Tensor = pyro.distributions.util.scale_and_mask(term, scale=site["scale"], mask=site["mask"])
+    return result

@@ -1,0 +1,39 @@
+"""Whose parameters are whose, for objectives that train model and guide by losses of their own."""
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppgen.errors import ConfigError
+from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.parameters import leaves, module_of
+
+
+def separate_leaves(model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Returns the trainable tensors of the model, "model", and of the guide, "guide", by name.
+
+    The pair has run in the active store, so that all of them exist.
+
+    Raises:
+        ConfigError: if model and guide share one.
+    """
+    named = leaves(model, guide)
+    used = {"model": _used(model, batch), "guide": _used(guide, batch)}
+    if shared := [name for name, leaf in named.items() if all(id(leaf) in ids for ids in used.values())]:
+        raise ConfigError(
+            f"parameter '{shared[0]}' is used by the model and by the guide, which are trained by different losses:"
+            " give each a parameter of its own"
+        )
+    return {role: {name: leaf for name, leaf in named.items() if id(leaf) in ids} for role, ids in used.items()}
+
+
+def _used(program: Program, batch: Batch) -> set[int]:
+    """Returns the identities of the tensors of a program's module, and of those it asks the active store for."""
+    module = module_of(program)
+    found = {id(parameter) for parameter in module.parameters()} if module is not None else set()
+    args, kwargs = arguments(program, batch)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        trace = poutine.trace(program, param_only=True).get_trace(*args, **kwargs)
+    asked = {name for name, site in trace.nodes.items() if site["type"] == "param"}
+    return found | {id(leaf) for name, leaf in pyro.get_param_store().named_parameters() if name in asked}

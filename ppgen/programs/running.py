@@ -1,0 +1,216 @@
+"""Running model and guide together."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppgen.errors import ConfigError, DataError
+from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.joint import (
+    LOCAL_PARTICLES,
+    PARTICLES,
+    DataPlate,
+    Joint,
+    Layout,
+    data_plate_of,
+    log_prob_of,
+    plate_nesting,
+    prune,
+    require_plates,
+    scaled,
+)
+
+Enumerated = bool | Collection[str]
+"""Which discrete sites of the guide are enumerated: all, none, or those of these names."""
+
+
+class _LocalPlate(pyro.plate):
+    """A plate that only sites within another plate lie in."""
+
+    def __init__(self, size: int, dim: int, within: str) -> None:
+        super().__init__(LOCAL_PARTICLES, size, dim=dim)
+        self.within = within
+
+    def _process_message(self, msg: Any) -> None:
+        if any(frame.name == self.within for frame in msg["cond_indep_stack"]):
+            super()._process_message(msg)
+
+
+def run(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    *,
+    particles: int = 1,
+    local_particles: int | None = None,
+    enumerate_discrete: Enumerated = False,
+    sampler: Callable[[Layout], Messenger | None] | None = None,
+    versions: int = 1,
+    labels: Mapping[str, Tensor] | None = None,
+    nesting: int | None = None,
+    plate: str | None = None,
+    check: bool = True,
+) -> Joint:
+    """Runs the guide, then the model on the guide's draws.
+
+    Args:
+        model: the generative program.
+        guide: the inference program.
+        batch: the columns; those whose name a model site bears are observed there.
+        particles: independent draws, vectorised by a plate left of all others; 1 adds no dimension.
+        local_particles: draws of what lies in the data plate given one draw of what lies outside; None if the two are
+            not told apart.
+        enumerate_discrete: which discrete sites of the guide are enumerated, each in a dimension of its own; if any,
+            those that only the model has are summed out.
+        sampler: makes, for the layout of the run, a handler that draws sites of the guide in its own way.
+        versions: how many versions of the draws the sampler makes.
+        labels: guide sites that are conditioned on given values, so that the guide yields their log probability.
+        nesting: how many dimensions the plates take, if known; else it is found by one more run.
+        plate: the name of the data plate, if known; likewise.
+        check: whether model and guide have to match.
+
+    Raises:
+        ConfigError: if model and guide do not match.
+    """
+    vectorized = particles > 1 or (local_particles or 1) > 1 or versions > 1 or bool(enumerate_discrete)
+    if (nesting is None and vectorized) or (plate is None and (local_particles or 1) > 1):
+        nesting, plate = structure_of(model, guide, batch)
+    columns = {k: v for k, v in batch.items() if k not in labels} if labels else batch
+    inference = poutine.condition(guide, data=dict(labels)) if labels else guide
+    layout = Layout(nesting or 0, particles, local_particles, versions)
+    generative = model
+    handler = sampler(layout) if sampler else None
+    # outermost, so that it sees sites as all plates leave them; the model replays what it drew
+    with handler or contextlib.nullcontext(), particle_plates(layout, plate):
+        if enumerate_discrete:
+            inference = poutine.enum(_configured(inference, enumerate_discrete), first_available_dim=-1 - layout.rank)
+            generative = poutine.enum(config_enumerate(model, default="parallel"))
+        args, kwargs = arguments(guide, columns)
+        guide_trace = poutine.trace(inference).get_trace(*args, **kwargs)
+        args, kwargs = arguments(model, batch)
+        model_trace = poutine.trace(poutine.replay(generative, trace=guide_trace)).get_trace(*args, **kwargs)
+    # only now: subsample indices drawn by the guide had to reach the model
+    guide_trace, model_trace = prune(guide_trace), prune(model_trace)
+    if nesting is None:
+        layout = Layout(plate_nesting(guide_trace, model_trace), particles, local_particles, versions)
+    joint = Joint(model_trace, guide_trace, layout)
+    if check:
+        joint.check()
+    return joint
+
+
+@contextlib.contextmanager
+def particle_plates(layout: Layout, plate: str | None) -> Iterator[None]:
+    """Within it, programs draw as many particles as the layout says."""
+    with contextlib.ExitStack() as stack:
+        dim = -1 - layout.nesting
+        if layout.local is not None and layout.local > 1:
+            if plate is None:
+                raise ConfigError(
+                    "expected an observed site in a data plate, with pyro.plate('data', len(x)); got none"
+                )
+            stack.enter_context(_LocalPlate(layout.local, dim, plate))
+            dim -= 1
+        if layout.particles > 1:
+            stack.enter_context(pyro.plate(PARTICLES, layout.particles, dim=dim))
+        yield
+
+
+def _configured(program: Program, which: Enumerated) -> Program:
+    if which is True:
+        configured: Program = config_enumerate(program, default="parallel")
+        return configured
+    names = frozenset(which or ())
+
+    def choose(site: Any) -> dict[str, Any]:
+        return {"enumerate": "parallel"} if site["type"] == "sample" and site["name"] in names else {}
+
+    chosen: Program = poutine.infer_config(program, config_fn=choose)
+    return chosen
+
+
+def structure_of(model: Program, guide: Program, batch: Batch) -> tuple[int, str | None]:
+    """Returns how many dimensions the plates of a pair take, and the data plate's name.
+
+    The pair is run once, without moving any random stream.
+    """
+    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
+        joint = run(model, guide, batch, check=False)
+    return joint.nesting, joint.plate.name if joint.plate else None
+
+
+def data_plate(model: Program, batch: Batch) -> DataPlate | None:
+    """Returns the data plate of a model, by running it once without moving any random stream."""
+    args, kwargs = arguments(model, batch)
+    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
+        return data_plate_of(poutine.trace(model).get_trace(*args, **kwargs))
+
+
+def _devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def nesting_of(model: Program, guide: Program, batch: Batch) -> int:
+    """Returns how many dimensions the plates of a pair take, by running it once without moving any random stream."""
+    return structure_of(model, guide, batch)[0]
+
+
+def check(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    *,
+    labels: Mapping[str, Tensor] | None = None,
+    summing: bool = False,
+) -> Joint:
+    """Runs a pair once with Pyro's validation on, so that wrong shapes and values are named by their site.
+
+    ``summing`` says that discrete sites that only the model has are going to be summed out.
+
+    Raises:
+        ConfigError: if model and guide do not match.
+        DataError: if a value lies outside the support of its distribution.
+    """
+    with pyro.validation_enabled(True), torch.no_grad():
+        joint = run(model, guide, batch, labels=labels, check=False)
+        joint.check(summing=summing)
+        for trace in (joint.guide, joint.model):
+            try:
+                trace.compute_log_prob()
+            except ValueError as error:
+                raise DataError(" ".join(str(error).split("\n")[:2])) from error
+            for site in trace.nodes.values():
+                if site["type"] == "sample" and "log_prob" in site:
+                    require_plates(site, site["log_prob"].shape, site["log_prob"].dim())
+    return joint
+
+
+def first_nonfinite(
+    model: Program, guide: Program, batch: Batch, *, labels: Mapping[str, Tensor] | None = None
+) -> str | None:
+    """Says at which site and rows of the batch a value or log probability is not finite; None if all are."""
+    with torch.no_grad():
+        joint = run(model, guide, batch, labels=labels, check=False)
+    for role, trace in (("guide", joint.guide), ("model", joint.model)):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            try:
+                bad = ~(scaled(site, log_prob_of(site)).isfinite())
+            except ValueError as error:
+                return f"{role} site '{name}' ({str(error).splitlines()[0]})"
+            if bad.any():
+                rows = bad.nonzero()[:, -1].unique().tolist() if bad.dim() and joint.is_local(name) else []
+                return f"{role} site '{name}'" + (f", rows {_shortened(rows)}" if rows else "")
+    return None
+
+
+def _shortened(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
