@@ -8,19 +8,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppgen.evaluation import evaluate, to_arviz
-    from ppgen.objectives import ELBO, EnumeratedELBO, Objective, SemiSupervised
+    from ppgen.objectives import (
+        CIWAE,
+        ELBO,
+        IWAE,
+        MIWAE,
+        PIWAE,
+        WAE,
+        BetaTCVAE,
+        EnumeratedELBO,
+        InfoVAE,
+        MonteCarloEM,
+        Objective,
+        Renyi,
+        ReweightedWakeSleep,
+        SemiSupervised,
+        SinkhornAE,
+        SlicedWAE,
+        VRMax,
+        WakeSleep,
+    )
     from ppgen.players import Optimizer
     from ppgen.programs import generate, log_weights
     from ppgen.runs import load_run
     from ppgen.training import Trainer
 
 __all__ = [
+    "CIWAE",
     "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "WAE",
+    "BetaTCVAE",
     "EnumeratedELBO",
+    "InfoVAE",
+    "MonteCarloEM",
     "Objective",
     "Optimizer",
+    "Renyi",
+    "ReweightedWakeSleep",
     "SemiSupervised",
+    "SinkhornAE",
+    "SlicedWAE",
     "Trainer",
+    "VRMax",
+    "WakeSleep",
     "evaluate",
     "generate",
     "load_run",
@@ -30,14 +63,18 @@ __all__ = [
 
 _NAMES = {
     "evaluation": ["evaluate", "to_arviz"],
-    "objectives": ["ELBO", "EnumeratedELBO", "Objective", "SemiSupervised"],
+    "objectives": [
+        *("CIWAE", "ELBO", "IWAE", "MIWAE", "PIWAE", "WAE", "BetaTCVAE", "EnumeratedELBO", "InfoVAE", "MonteCarloEM"),
+        *("Objective", "Renyi", "ReweightedWakeSleep", "SemiSupervised", "SinkhornAE", "SlicedWAE", "VRMax"),
+        "WakeSleep",
+    ],
     "programs": ["generate", "log_weights"],
     "runs": ["load_run"],
     "players": ["Optimizer"],
     "training": ["Trainer"],
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
-_MODULES = {*_NAMES, "data", "guides", "models", "nn", "recipes"}
+_MODULES = {*_NAMES, "data", "estimators", "gradients", "guides", "models", "nn", "recipes"}
 
 
 def __getattr__(name: str) -> Any:
