@@ -1,6 +1,8 @@
 """Inference programs, one file each: what is known of the latents once the data are seen."""
 
+from ppgen.guides.belief import BottomUp
 from ppgen.guides.gaussian import DiagonalGaussian, FullGaussian
 from ppgen.guides.label import Label
+from ppgen.guides.toy import SameCoins
 
-__all__ = ["DiagonalGaussian", "FullGaussian", "Label"]
+__all__ = ["BottomUp", "DiagonalGaussian", "FullGaussian", "Label", "SameCoins"]

@@ -4,14 +4,14 @@ import inspect
 import re
 from typing import Any
 
-from ppgen import data, objectives
+from ppgen import data, gradients
 from ppgen.configuration import Config
 from ppgen.data.sources import data_root as resolved_data_root
 from ppgen.display import show_table, write
-from ppgen.objectives import Objective
 from ppgen.places import load_data
 from ppgen.programs.description import describe
 from ppgen.recipes import RECIPES, Entry
+from ppgen.recipes.methods import METHODS
 from ppgen.runs import Run, resolve
 
 
@@ -23,9 +23,12 @@ def show_list(data_root: str | None) -> None:
     sets = [(name, line, "yes" if name in found else "no") for name, line in data.names().items()]
     where = f"here: found below {resolved_data_root(data_root)}, or needs no files. Others are downloaded when used."
     show_table("Data sets", ("name", "what it is", "here"), sets, caption=where)
-    classes = [getattr(objectives, name) for name in objectives.__all__]
-    papers = [(kind.__name__, _summary(kind), _reference(kind)) for kind in classes if _is_objective(kind)]
-    show_table("Objectives", ("name", "what it is", "paper"), papers)
+    methods = [(method.name, method.summary, _first(method.reference)) for method in METHODS.values()]
+    title = "Objectives of any recipe (--set objective=NAME)"
+    show_table(title, ("name", "what it is", "paper"), methods)
+    estimators = [(name, _summary(kind), _reference(kind)) for name, kind in gradients.ESTIMATORS.items()]
+    title = "Gradient estimators (--set estimator=NAME or SITE:NAME,...)"
+    show_table(title, ("name", "what it is", "paper"), estimators)
 
 
 def show_recipe(entry: Entry, config: Config) -> None:
@@ -49,11 +52,17 @@ def show_recipe(entry: Entry, config: Config) -> None:
     total = f"{sum(leaf.numel() for leaf in leaves.values()):,} in all"
     show_table("Parameters", ("name", "shape", "numbers"), parameters, right=(2,), caption=total)
     options = [
-        (name, _type(entry.annotation(name)), "required" if value is ... else _text(value))
-        for name, value in entry.defaults(config.data.name).items()
+        (name, _type(entry.annotation(name, config.options)), "required" if value is ... else _text(value))
+        for name, value in _defaults(entry, config).items()
     ]
     if options:
         show_table(f"Options (--set NAME=VALUE), for {config.data.name}", ("name", "type", "default"), options)
+
+
+def _defaults(entry: Entry, config: Config) -> dict[str, Any]:
+    """Returns the options of a recipe with their defaults, those of the objective that was asked for among them."""
+    chosen = {name: config.options[name] for name in ("objective",) if name in config.options}
+    return entry.resolve(config.data.name, chosen) if chosen else entry.defaults(config.data.name)
 
 
 def _type(annotation: str) -> str:
@@ -77,10 +86,6 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "number"
 
 
-def _is_objective(kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, Objective) and bool(_reference(kind))
-
-
 def _summary(kind: type) -> str:
     return (inspect.getdoc(kind) or "").split("\n")[0].replace("`", "").rstrip(".")
 
@@ -88,6 +93,9 @@ def _summary(kind: type) -> str:
 def _reference(kind: type) -> str:
     """Returns the first paper of the docstring's references."""
     _, _, text = (kind.__doc__ or "").partition("References:")
-    text = " ".join(text.split())
+    return _first(" ".join(text.split()))
+
+
+def _first(text: str) -> str:
     found = re.match(r".*?arXiv:\d+\.\d+", text)
     return found.group() if found else text.split(". ")[0]

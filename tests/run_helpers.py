@@ -20,6 +20,11 @@ OWN = Path(__file__).with_name("own_recipes.py")
 TIMINGS = ("seconds", "images_per_second")
 TINY: dict[str, dict[str, Any]] = {
     "vae": {"z_dim": 2, "hidden": (16,), "batch_size": 100, "average": 0.9},
+    "iwae": {"layers": (4,), "widths": (16,), "batch_size": 100, "schedule": "constant"},
+    "sbn": {"layers": (8, 4), "batch_size": 100, "average": 0.9},
+    "categorical-vae": {"latents": 3, "classes": 4, "decoder_hidden": (16,), "average": 0.9},
+    "structured": {"layers": (8,), "average": 0.9},
+    "toy": {"target": 0.1, "replicas": 10, "average": 0.9},
     "m2": {"z_dim": 2, "hidden": (16,), "batch_size": 100, "labelled_batch_size": 50, "average": 0.9},
 }
 

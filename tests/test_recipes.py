@@ -17,6 +17,8 @@ from ppgen.recipes import RECIPES, Entry, adam, find
 from ppgen.runs import Run, load_run
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-fixed", "gaussian-full", "categorical")
+# in nats, within 60 steps: some start at the mean of the data, and one has no data
+LEAST_GAIN = {"iwae": 0.4, "sbn": 2, "categorical-vae": 0.4, "structured": 0.7, "toy": 0.15}
 SMALL = {"conv": (4, 8, 16), "mlp": (16,)}
 
 
@@ -90,8 +92,9 @@ def test_a_recipe_learns(tmp_path: Path, recipe: str) -> None:
         bounds = [record["validation_bound"] for record in run.folder.metrics()]
         return float(bounds[0] - bounds[-1])
 
-    assert gain(tmp_path / "learns", 1e-2) > 3
-    assert abs(gain(tmp_path / "does not", 1e-9)) < 0.5
+    least = LEAST_GAIN.get(recipe, 3)
+    assert gain(tmp_path / "learns", 1e-2) > least
+    assert abs(gain(tmp_path / "does not", 1e-9)) < least / 6
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
@@ -203,7 +206,7 @@ def test_an_entry_may_be_named_too(tmp_path: Path) -> None:
     ("reference", "message"),
     [
         ("vea", "there is no recipe 'vea': did you mean 'vae'"),
-        ("xyzzy", r"there are m2, vae.*my_model\.py:recipe"),
+        ("xyzzy", r"there are m2, vae, .*my_model\.py:recipe"),
         ("", "there is no recipe ''"),
         ("missing.py:recipe", r"there is no file 'missing\.py'"),
         (f"{OWN}:noisi", "has no function 'noisi': did you mean 'noisy'"),

@@ -64,6 +64,10 @@ class SignalEstimator(Estimator):
         """See `Estimator.refusal`: whatever has a density will do."""
         return "a Delta has no density" if isinstance(base_of(fn), dist.Delta) else None
 
+    def draw(self, site: Message) -> Tensor | None:
+        """See `Estimator.draw`: without a pathwise derivative, which would count twice."""
+        return site["fn"].sample() if getattr(site["fn"], "has_rsample", False) else None
+
     def advantage(self, signal: Tensor, situation: Situation) -> tuple[Tensor, Tensor | None]:
         """Returns the signal less the baseline, and the loss of what the baseline trains (None if nothing)."""
         raise TypeError(f"{type(self).__name__} does not define advantage")

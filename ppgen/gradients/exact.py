@@ -5,7 +5,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppgen.gradients.base import Estimator, Message
+from ppgen.gradients.base import Estimator, Message, base_of
 from ppgen.gradients.implicit import can_be_implicit, implicit_rsample
 
 __all__ = ["Enumerate", "Pathwise"]
@@ -20,8 +20,8 @@ class Enumerate(Estimator):
 
     def refusal(self, fn: dist.TorchDistribution, *, particles: int) -> str | None:
         """See `Estimator.refusal`."""
-        if not fn.has_enumerate_support:
-            return f"a {type(fn).__name__} has no finite list of states"
+        if not base_of(fn).has_enumerate_support:
+            return f"a {type(base_of(fn)).__name__} has no finite list of states"
         if fn.event_shape and not isinstance(fn, (dist.OneHotCategorical,)):
             return f"it has too many joint states (event shape {tuple(fn.event_shape)})"
         return None

@@ -1,7 +1,7 @@
 """Which estimator treats which site of a pair, and what they add to the loss of a run."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,10 @@ class Cost:
 
 @dataclass
 class Draws:
-    """How sites with control variates were drawn in one run."""
+    """How sites with control variates were drawn in one run, and why no gradient can be made of that, if so."""
 
     drawn: dict[str, Drawn] = field(default_factory=dict)
+    refusal: str | None = None
 
 
 class Plan(nn.Module):
@@ -117,9 +118,16 @@ class Plan(nn.Module):
             chosen = self._choose(joint, name, particles)
             if chosen is not None:
                 event = joint.guide.nodes[name]["fn"].event_shape.numel()
-                chosen.prepare(event=event, inputs=sum(x.shape[-1] for x in _inputs(joint, name)))
+                chosen.prepare(event=event, inputs=sum(x.shape[-1] for x in _inputs(joint, name, self.enumerated)))
                 self._names.append(name)
                 self.sites[name.replace(".", "/")] = chosen.to(step.device)
+        general = self._asked.get("")
+        if general is not None and not self._names and not isinstance(general, (Enumerate, Pathwise)):
+            sites = ", ".join(f"{name}:{_name_of(general)}" for name in joint.latents)
+            raise ConfigError(
+                f"estimator '{_name_of(general)}' finds no site to treat: all have pathwise derivatives. Name those that"
+                f" it is to treat all the same: {sites}"
+            )
         if self.has_signals:
             self._dependents = dependents()
         self._ready = True
@@ -170,7 +178,7 @@ class Plan(nn.Module):
 
     def inputs(self, joint: Joint, name: str) -> Tensor:
         """Returns what a row shows before a site is drawn: ``(..., features)``."""
-        return _joined(_inputs(joint, name))
+        return _joined(_inputs(joint, name, self.enumerated))
 
     def detached(self, name: str) -> bool:
         """Whether the expected derivative of a site's log q is left out of the loss, being 0."""
@@ -185,7 +193,12 @@ class Plan(nn.Module):
             joint: the run.
             costs: the terms of the loss, in nats, with the N/B scale.
             draws: how sites with control variates were drawn.
+
+        Raises:
+            ConfigError: if a control variate has no derivative through a later draw.
         """
+        if draws.refusal is not None:
+            raise ConfigError(draws.refusal)
         total, losses = torch.zeros(()), []
         for name, one in self.estimators().items():
             if isinstance(one, SignalEstimator):
@@ -297,19 +310,22 @@ class _Sampler(Messenger):
         one = self.estimators.get(msg["name"])
         if one is None or msg["done"] or msg["is_observed"]:
             return
-        if isinstance(one, SignalEstimator) and not _has_pathwise(msg["fn"]):
-            self._require_one_version(msg)
+        if isinstance(one, SignalEstimator):
+            self._see_versions(msg)
         value = self._versions(msg, one) if isinstance(one, Control) else one.draw(msg)
         if value is not None:
             msg["value"], msg["done"] = value, True
 
-    def _require_one_version(self, msg: Any) -> None:
+    def _see_versions(self, msg: Any) -> None:
         relaxed = [name for name in self.draws.drawn if isinstance(self.estimators[name], REBAR)]
         shape = msg["fn"].batch_shape
         if relaxed and len(shape) >= self.rank and shape[-self.rank] > 1:
-            raise ConfigError(
-                f"guide site '{msg['name']}' is drawn after '{relaxed[-1]}' and depends on it: estimator"
-                f" '{_name_of(self.estimators[relaxed[-1]])}' cannot differentiate through it; give both the same"
+            kind = _name_of(self.estimators[relaxed[-1]])
+            # raised when the run is over: Pyro adds the shapes of all sites to what is raised within one
+            late = _name_of(self.estimators[msg["name"]])
+            self.draws.refusal = (
+                f"guide site '{msg['name']}' is drawn after '{relaxed[-1]}' and depends on it: estimator '{kind}' cannot"
+                f" differentiate through a draw by '{late}'; take 'muprop' for '{relaxed[-1]}', or '{kind}' for both"
             )
 
     def _versions(self, msg: Any, one: Control) -> Tensor:
@@ -347,14 +363,14 @@ def _name_of(one: Estimator) -> str:
     return next((name for name, kind in ESTIMATORS.items() if type(one) is kind), type(one).__name__)
 
 
-def _inputs(joint: Joint, name: str) -> list[Tensor]:
+def _inputs(joint: Joint, name: str, summed: Collection[str]) -> list[Tensor]:
     """What a row shows before a site is drawn: observed values and earlier draws, each ``(..., features)``."""
     own = programs.frames(joint.guide.nodes[name])
     earlier = joint.latents[: joint.latents.index(name)] if name in joint.latents else []
     nodes = [
         joint.model.nodes[n] for n in (*joint.observed, *sorted(joint.absorbed)) if joint.model.nodes[n]["is_observed"]
     ]
-    nodes += [joint.guide.nodes[n] for n in earlier if n not in joint.enumerated]
+    nodes += [joint.guide.nodes[n] for n in earlier if n not in summed]
     found = []
     for node in nodes:
         fn, value = node["fn"], node["value"]

@@ -4,10 +4,17 @@ import difflib
 
 from ppgen.errors import ConfigError
 from ppgen.recipes.base import Entry, Recipe, adam, load_users
+from ppgen.recipes.categorical_vae import CATEGORICAL_VAE
+from ppgen.recipes.iwae import IWAE_ENTRY
 from ppgen.recipes.m2 import M2
+from ppgen.recipes.sbn import SBN
+from ppgen.recipes.structured import STRUCTURED
+from ppgen.recipes.toy import TOY
 from ppgen.recipes.vae import VAE
 
-RECIPES: dict[str, Entry] = {entry.name: entry for entry in (M2, VAE)}
+RECIPES: dict[str, Entry] = {
+    entry.name: entry for entry in (M2, VAE, IWAE_ENTRY, SBN, CATEGORICAL_VAE, STRUCTURED, TOY)
+}
 
 
 def find(name: str) -> Entry:

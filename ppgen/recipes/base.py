@@ -10,20 +10,24 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 import torch
 
-from ppgen.data import Batches, Dataset, Together
+from ppgen.data import Batches, Columns, Dataset, Together
 from ppgen.errors import ConfigError
 from ppgen.objectives import SemiSupervised, as_objective
 from ppgen.players import Optimizer
 from ppgen.precision import choose_precision
 from ppgen.programs import Program, arguments
+from ppgen.sampling import Sampling
+
+if TYPE_CHECKING:
+    from ppgen.recipes.methods import Method
 
 OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
 
@@ -87,6 +91,8 @@ class Recipe:
         particles: draws for the test NLL at the end of a run.
         low_precision: whether matrix products may be bfloat16 where the machine is fast at it and the step is large:
             those of networks may, those of a regression on raw data, say, may not. ``--precision`` overrules it.
+        whole: whether every step takes all training rows, in their own order.
+        sampling: how the posterior is sampled, in the place of training; None to train.
     """
 
     model: Program
@@ -100,6 +106,8 @@ class Recipe:
     average: float | None = None
     particles: int = 100
     low_precision: bool = False
+    whole: bool = False
+    sampling: Sampling | None = None
 
     def precision(self, asked: str, device: torch.device) -> str:
         """Returns the precision asked for, or what "auto" stands for: bfloat16 costs small steps more than it saves.
@@ -118,7 +126,7 @@ class Recipe:
         """How many rows one draw of batches brings."""
         return self.batch_size + (self.labelled_batch_size if isinstance(self.objective, SemiSupervised) else 0)
 
-    def batches(self, seed: int, device: torch.device) -> Batches | Together:
+    def batches(self, seed: int, device: torch.device) -> "Batches | Together | Whole":
         """Returns the training batches: labelled and unlabelled ones for `SemiSupervised`, else of all rows."""
         if self.data is None:
             raise ConfigError("the recipe names no data")
@@ -127,7 +135,7 @@ class Recipe:
             asked = {name for program in (self.model, self.guide) for name in arguments(program, self.data.train)[1]}
             # labels that no program asks for need no word; other columns are reported
             columns = {name: column for name, column in self.data.train.items() if name != "y" or name in asked}
-            return Batches(columns, self.batch_size, **options)
+            return Whole(columns, device) if self.whole else Batches(columns, self.batch_size, **options)
         self.data.require_labels()
         # where every label is known, all rows serve as unlabelled ones too
         unlabelled = self.data.unlabelled()
@@ -137,6 +145,25 @@ class Recipe:
             labelled=Batches(self.data.labelled(), self.labelled_batch_size, **options),
             unlabelled=Batches(unlabelled, self.batch_size, **options),
         )
+
+
+class Whole(Iterator[Columns]):
+    """All rows as every batch, in their own order: what points and draws of single rows need.
+
+    >>> batches = Whole({"x": torch.arange(3)}, torch.device("cpu"))
+    >>> next(batches), batches.position, batches.steps_per_epoch
+    ({'x': tensor([0, 1, 2])}, 1, 1)
+    """
+
+    steps_per_epoch = 1
+
+    def __init__(self, columns: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        self.position = 0
+        self._columns = {name: column.to(device) for name, column in columns.items()}
+
+    def __next__(self) -> Columns:
+        self.position += 1
+        return dict(self._columns)
 
 
 @dataclass(frozen=True)
@@ -179,9 +206,14 @@ class Entry:
         """Returns every option with its default for a data set."""
         return {name: default for name, (_, default) in self._fields.items()} | dict(self.presets.get(data, {}))
 
-    def annotation(self, option: str) -> str:
+    def fields(self, options: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Returns the type and default of every option, those of the objective that ``options`` name among them."""
+        method = self._method(options)
+        return self._fields if method is None else self._fields | method.fields(self._fields)
+
+    def annotation(self, option: str, options: Mapping[str, Any] | None = None) -> str:
         """Returns the type of an option as text."""
-        kind = _plain_type(self._fields[option][0])
+        kind = _plain_type(self.fields(options or {})[option][0])
         if isinstance(kind, type) and not typing.get_args(kind):
             return kind.__name__
         return str(kind).replace("typing.", "")
@@ -189,51 +221,54 @@ class Entry:
     def resolve(self, data: str = "", given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Returns all options: the given ones over the defaults for the data set, checked against their types.
 
-        Values may be text, as typed after ``--set``.
+        Values may be text, as typed after ``--set``. ``objective`` may name a `Method` for any recipe, which then has
+        the method's options too.
 
         Raises:
             ConfigError: if an option is unknown (the nearest is named) or has a wrong value.
         """
         given = dict(given or {})
+        method = self._method(given)
+        fields = self.fields(given)
         for name in given:
-            if name not in self._fields:
-                near = difflib.get_close_matches(name, self._fields, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(self._fields)}"
+            if name not in fields:
+                near = difflib.get_close_matches(name, [*fields, "objective"], 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(fields)}"
                 raise ConfigError(f"recipe '{self.name}' has no option '{name}': {hint}")
-        values = self.defaults(data) | {name: self._checked(name, value) for name, value in given.items()}
+        defaults = self.defaults(data) | ({} if method is None else method.defaults(self._fields))
+        values = defaults | {name: _checked(name, value, *fields[name]) for name, value in given.items()}
         missing = [name for name, value in values.items() if value is ...]
         if missing:
             raise ConfigError(f"recipe '{self.name}' needs option '{missing[0]}': give --set {missing[0]}=VALUE")
         return values
 
-    def _checked(self, option: str, value: Any) -> Any:
-        annotation, default = self._fields[option]
-        if value in ("none", "None") and default is None:
+    def _method(self, options: Mapping[str, Any]) -> "Method | None":
+        """Returns the method that ``objective`` names, unless the recipe's function has an objective of that name."""
+        from ppgen.recipes.methods import find_method
+
+        name = options.get("objective")
+        own = self._fields.get("objective")
+        if name is None or (own is not None and name in _literals(own[0])):
             return None
-        try:
-            adapter = pydantic.TypeAdapter(annotation)
-        except pydantic.errors.PydanticUserError:  # a class of the user's own
-            return value
-        try:
-            return adapter.validate_python(_parsed(value, annotation))
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"option '{option}': {first['msg'].lower()}; got {first['input']!r}") from error
+        return find_method(name, recipe=self.name, own=own is not None)
 
     def build(self, data: Dataset, options: Mapping[str, Any]) -> Recipe:
         """Calls the function; a bare ``(model, guide, objective)`` becomes a recipe with default settings.
 
         Raises:
-            ConfigError: if it returns anything else.
+            ConfigError: if it returns anything else, or the method that ``objective`` names does not suit it.
         """
-        built = self.function(data, **options)
+        method = self._method(options)
+        own = {n: v for n, v in options.items() if method is None or (n in self._fields and n != "objective")}
+        built = self.function(data, **own)
         if isinstance(built, tuple) and len(built) == 3:
             built = Recipe(*built)
         if not isinstance(built, Recipe):
             kind = type(built).__name__
             raise ConfigError(f"recipe '{self.name}' returned {kind}; expected (model, guide, objective) or a Recipe")
         self._check_parts(built)
-        return built if built.data is not None else replace(built, data=data)
+        built = built if built.data is not None else replace(built, data=data)
+        return built if method is None else method.apply(built, method.values(options, self._fields))
 
     def _check_parts(self, built: Recipe) -> None:
         for part, program in (("model", built.model), ("guide", built.guide)):
@@ -245,9 +280,31 @@ class Entry:
             raise ConfigError(f"recipe '{self.name}': {error}") from error
 
 
+def _checked(option: str, value: Any, annotation: Any, default: Any) -> Any:
+    if value in ("none", "None") and default is None:
+        return None
+    try:
+        adapter = pydantic.TypeAdapter(annotation)
+    except pydantic.errors.PydanticUserError:  # a class of the user's own
+        return value
+    try:
+        return adapter.validate_python(_parsed(value, annotation))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"option '{option}': {first['msg'].lower()}; got {first['input']!r}") from error
+
+
 def _type_of(default: Any) -> Any:
     """The type of an option without annotation."""
     return Any if default is None or default is inspect.Parameter.empty else type(default)
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    """Returns the values of a ``Literal``, also of one within a union."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return arguments
+    return tuple(value for part in arguments for value in _literals(part))
 
 
 def _plain_type(annotation: Any) -> Any:

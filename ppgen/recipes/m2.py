@@ -1,14 +1,14 @@
 """M2: a classifier from few labels."""
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from torch.nn import Sequential
 
 from ppgen import guides, models, nn
 from ppgen.data import Dataset
 from ppgen.errors import DataError
-from ppgen.objectives import ELBO, EnumeratedELBO, SemiSupervised
+from ppgen.objectives import ELBO, SemiSupervised, named
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 from ppgen.recipes.vae import Binarization, Likelihood, observed
 
@@ -56,6 +56,9 @@ def m2(
     labelled_share: NotNegative = 0.08,
     beta: NotNegative = 1.0,
     warmup: int = 0,
+    objective: Literal["elbo", "iwae", "renyi", "vr-max", "ciwae"] = "elbo",
+    estimator: str = "enumerate",
+    particles: Count = 1,
     learning_rate: Positive = 2e-3,
     schedule: Literal["constant", "cosine"] = "cosine",
     clip: Positive | None = None,
@@ -70,6 +73,10 @@ def m2(
     The classifier's network is like the others unless ``classifier_network`` and ``classifier_hidden`` say otherwise.
     While training it is shown images that are shifted by up to ``augment`` pixels, turned by up to ``rotation``
     degrees, and scaled and slanted a little; with ``augment`` 0, images as they are.
+
+    ``objective`` is the bound of unlabelled rows, of ``particles`` samples, and ``estimator`` treats their label: it is
+    summed out, or drawn (score, nvil, leave-one-out, vimco). Under iwae with a summed label the classifier learns from
+    labelled rows alone, since that bound does not depend on it.
     """
     if data.classes is None:
         raise DataError(f"recipe m2 needs labels; data set '{data.name}' has none")
@@ -87,6 +94,8 @@ def m2(
     )
     if augment:
         classifier = Sequential(nn.RandomAffine(shift=augment, rotation=rotation), classifier)
+    annealed = {"beta": beta, "warmup": warmup} if objective == "elbo" else {}
+    bound: Any = named(objective, particles=particles, estimator=estimator, **annealed)
     style = encoder(2 * z_dim, hidden=hidden, others=[classes])
     return Recipe(
         model=models.M2(decoder, chosen, z_dim, classes),
@@ -95,7 +104,7 @@ def m2(
             alpha=alpha,
             labelled_share=labelled_share,
             labelled=ELBO(beta=beta, warmup=warmup),
-            unlabelled=EnumeratedELBO(beta=beta, warmup=warmup),
+            unlabelled=bound,
         ),
         data=data,
         optimizer=adam(learning_rate, schedule=schedule, clip=clip),

@@ -54,6 +54,7 @@ def vae(
     warmup: int = 0,
     free_bits: NotNegative = 0.0,
     particles: Count = 1,
+    estimator: str | None = None,
     learning_rate: Positive = 2e-3,
     schedule: Literal["constant", "cosine"] = "cosine",
     clip: Positive | None = None,
@@ -65,7 +66,8 @@ def vae(
     """Variational autoencoder: a Gaussian latent vector, a decoder, an amortised Gaussian guide.
 
     The decoder's network is the encoder's mirrored unless ``decoder_network`` and ``decoder_hidden`` say otherwise; its
-    sizes are given in the encoder's order, from the data to the latents.
+    sizes are given in the encoder's order, from the data to the latents. Gradients are pathwise; ``estimator`` names
+    another for the latent site, ``z:score`` say.
     """
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     decoder = nn.decoder(
@@ -82,7 +84,7 @@ def vae(
     return Recipe(
         model=models.VAE(decoder, chosen, z_dim),
         guide=guides.FullGaussian(encoder, z_dim) if full else guides.DiagonalGaussian(encoder, z_dim),
-        objective=ELBO(beta=beta, warmup=warmup, free_bits=free_bits, particles=particles),
+        objective=ELBO(beta=beta, warmup=warmup, free_bits=free_bits, particles=particles, estimator=estimator),
         data=data,
         optimizer=adam(learning_rate, schedule=schedule, clip=clip),
         epochs=epochs,
