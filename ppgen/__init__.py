@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppgen.comparison import compare
     from ppgen.evaluation import evaluate, to_arviz
     from ppgen.objectives import (
         CIWAE,
@@ -54,6 +55,7 @@ __all__ = [
     "Trainer",
     "VRMax",
     "WakeSleep",
+    "compare",
     "evaluate",
     "generate",
     "load_run",
@@ -62,6 +64,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "comparison": ["compare"],
     "evaluation": ["evaluate", "to_arviz"],
     "objectives": [
         *("CIWAE", "ELBO", "IWAE", "MIWAE", "PIWAE", "WAE", "BetaTCVAE", "EnumeratedELBO", "InfoVAE", "MonteCarloEM"),

@@ -6,15 +6,16 @@ Slow modules are imported within the commands, so that ``ppgen --help`` answers 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 import ppgen
-from ppgen import display, failures, launching
+from ppgen import cli_estimators, display, failures, launching
 from ppgen.interruption import heeded
+from ppgen.options import AT_LEAST_1, FILE, as_json, data_root, own_recipe, training_options
 
 if TYPE_CHECKING:
     from ppgen.interruption import Interruption
@@ -23,45 +24,6 @@ if TYPE_CHECKING:
     from ppgen.runs import Record, Run
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
-_FILE = click.Path(dir_okay=False, path_type=Path)
-_AT_LEAST_1 = click.IntRange(min=1)
-
-data_root = click.option("--data-root", metavar="DIR", help="Where data sets lie (or PPGEN_DATA).")
-own_recipe = click.option("--recipe", metavar="FILE.py:NAME", help="The run's recipe, where it is your own code.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON document.")
-
-_TRAINING = [
-    click.option(
-        "--data", metavar="NAME|PATH", help="Data set by name, or your own file or folder.  [default: digits]"
-    ),
-    data_root,
-    click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file."),
-    click.option(
-        "--stream/--in-memory",
-        default=None,
-        help="Read a .npy from disk while training.  [default: if too large]",
-    ),
-    click.option("--epochs", metavar="N", type=_AT_LEAST_1, help="Passes through the train rows."),
-    click.option("--steps", metavar="N", type=_AT_LEAST_1, help="Steps, instead of epochs."),
-    click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
-    click.option(
-        "--precision", type=click.Choice(["auto", "fp32", "tf32", "bf16"]), help="Of matrix products.  [default: auto]"
-    ),
-    click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="Compile the steps.  [default: auto]"),
-    click.option(
-        "--on-nan",
-        type=click.Choice(["stop", "skip", "rollback"]),
-        help="What a loss not finite does.  [default: stop]",
-    ),
-    click.option("--config", type=click.Path(exists=True, **{"dir_okay": False, "path_type": Path}), help="TOML file."),
-]
-
-
-def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that `train` and `sweep` have in common."""
-    for option in reversed(_TRAINING):
-        command = option(command)
-    return command
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -132,7 +94,7 @@ def show(recipe: str, options: tuple[str, ...], **data: Any) -> None:
     "--labels", metavar="N", type=click.IntRange(min=0), help="Keep so many train labels, balanced over the classes."
 )
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
-@click.option("--threads", metavar="N", type=_AT_LEAST_1, help="Threads.  [default: what suits work and free cores]")
+@click.option("--threads", metavar="N", type=AT_LEAST_1, help="Threads.  [default: what suits work and free cores]")
 @click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of the recipe; may be repeated.")
 @click.option("--print-config", is_flag=True, help="Print the configuration as TOML, for --config, and stop.")
 @click.option("--out", metavar="DIR", help="New run folder.  [default: runs/RECIPE-DATA-SEED]")
@@ -180,8 +142,8 @@ def train(
     " each time: repeat --set for more.",
 )
 @click.option("--labels", metavar="N1,N2", help="Keep so many train labels, balanced over the classes.")
-@click.option("--jobs", metavar="N", type=_AT_LEAST_1, help="Runs at a time.  [default: free cores; on a GPU 1]")
-@click.option("--threads", metavar="N", type=_AT_LEAST_1, help="Threads of each run.  [default: free cores / jobs]")
+@click.option("--jobs", metavar="N", type=AT_LEAST_1, help="Runs at a time.  [default: free cores; on a GPU 1]")
+@click.option("--threads", metavar="N", type=AT_LEAST_1, help="Threads of each run.  [default: free cores / jobs]")
 @click.option("--backend", metavar="NAME", default="loky", help="loky: processes on this machine; dask or ray.")
 @click.option(
     "--scheduler",
@@ -252,8 +214,8 @@ def resume(run: str, recipe: str | None, data_root: str | None, change_processes
 @click.option(
     "--measure", "measures", type=click.Choice(["nll", "accuracy", "elbo"]), multiple=True, help="May be repeated."
 )
-@click.option("--particles", metavar="N", type=_AT_LEAST_1, help="Draws a row.  [default: the recipe's]")
-@click.option("--arviz", type=_FILE, metavar="FILE.nc", help="Write draws of everything for ArviZ.")
+@click.option("--particles", metavar="N", type=AT_LEAST_1, help="Draws a row.  [default: the recipe's]")
+@click.option("--arviz", type=FILE, metavar="FILE.nc", help="Write draws of everything for ArviZ.")
 @own_recipe
 @data_root
 @as_json
@@ -277,17 +239,17 @@ def evaluate(
     sizes = {"particles": particles or opened.recipe.particles}
     with failures.memory_of(sizes, prefix="--"), display.waiting("Judging on test rows ..."):
         document = opened.result(particles=particles, **({"measures": measures} if measures else {}))
-        rows = exports.write_arviz(opened, arviz) if arviz else 0
+        written = exports.write_arviz(opened, arviz) if arviz else ""
     _show(document, opened, as_json=as_json)
     if arviz:
-        display.say(f"Wrote {arviz}: {exports.DRAWS} draws for {rows:,} test rows.")
+        display.say(f"Wrote {arviz}: {written}.")
 
 
 @commands.command()
 @click.argument("run")
-@click.option("-n", "--number", metavar="N", type=_AT_LEAST_1, default=100, help="How many.")
+@click.option("-n", "--number", metavar="N", type=AT_LEAST_1, default=100, help="How many.")
 @click.option("--label", metavar="Y", help="Only of this class, by name or number.")
-@click.option("--out", type=_FILE, metavar="FILE", help=".png, .npz or .npy.  [default: RUN-samples.png or .npz]")
+@click.option("--out", type=FILE, metavar="FILE", help=".png, .npz or .npy.  [default: RUN-samples.png or .npz]")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Seed of the draws.")
 @own_recipe
 @data_root
@@ -307,6 +269,50 @@ def sample(
     with failures.memory_of({"number": number}, prefix="--"):
         exports.write_samples(opened, path, number, label=label, seed=seed)
     display.write(f"Wrote {number:,} samples to {display.short(path)}")
+
+
+@commands.command()
+@click.argument("recipe")
+@click.option("--data", metavar="NAME|PATH", help="Data set by name, or your own file or folder.  [default: digits]")
+@data_root
+@click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file.")
+@click.option("--objectives", metavar="A,B", default="svi,map,nuts", help="Some of svi, map, nuts.")
+@click.option("--guides", metavar="A,B", default="own", help="For svi: some of own, normal, multivariate-normal.")
+@click.option("--steps", metavar="N", type=AT_LEAST_1, help="Steps of each guide and point.  [default: the recipe's]")
+@click.option("-n", "--number", metavar="N", type=click.IntRange(min=1000), default=2000, help="Draws from each guide.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
+@click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]")
+@click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of recipe or method; repeatable.")
+@click.option("--out", metavar="DIR", help="New folder.  [default: runs/compare-RECIPE-DATA]")
+@as_json
+def compare(
+    recipe: str,
+    objectives: str,
+    guides: str,
+    number: int,
+    options: tuple[str, ...],
+    out: str | None,
+    as_json: bool,
+    **typed: Any,
+) -> None:
+    """Fit RECIPE in several ways, all train rows in every step, and set what they found side by side.
+
+    Posterior summaries, time, and the PSIS k of each guide: whether it is near enough to the posterior.
+    """
+    with heeded():
+        from ppgen import comparing
+        from ppgen.configuration import read_request
+
+        request = read_request(None, {"recipe": recipe, **_nested(typed)}, options)
+        ways = {"objectives": objectives.split(","), "guides": guides.split(",")}
+        document = comparing.compare_recipe(request, _find(recipe), **ways, draws=number, out=out)
+    if as_json:
+        display.write(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        comparing.show_comparison(document)
+
+
+commands.add_command(cli_estimators.estimators)
 
 
 @contextlib.contextmanager

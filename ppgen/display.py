@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 """Columns of a table off a terminal."""
+LARGEST_R_HAT = 1.01
+"""Above it, chains have not yet found the same distribution."""
 LINES = 12
 """How many plain lines tell of a training."""
 _LIBRARIES = r"(torch|torchvision|pyro|arviz|sklearn|matplotlib|numpy|scipy|pandas|xarray)(\.|$)"
@@ -117,6 +119,20 @@ def messages() -> Iterator[None]:
 def show_start(run: "Run") -> None:
     """Says what will be trained, how, and where."""
     say(run.data.card())
+    if sampling := run.recipe.sampling:
+        chains = f"{sampling.chains} chain{'s' if sampling.chains > 1 else ''}"
+        lengths = f"{sampling.warmup:,} draws to warm up and {sampling.draws:,} to keep"
+        say(f"\n{run.config.recipe}: NUTS, {chains} of {lengths}")
+    else:
+        _say_training(run)
+    say(f"Run folder: {short(run.folder.path)}\n")
+    if run.trainer.steps >= run.steps:
+        say(f"{'Sampling' if sampling else 'Training'} is finished; judging it again.")
+    elif run.trainer.steps:
+        say(f"Going on at step {run.trainer.steps:,}.")
+
+
+def _say_training(run: "Run") -> None:
     parameters = sum(leaf.numel() for leaf in run.trainer.leaves.values())
     per_epoch = run.batches.steps_per_epoch
     compiled = {True: "compiled", False: "not compiled", None: "maybe compiled later"}[run.trainer.compiled]
@@ -126,11 +142,6 @@ def show_start(run: "Run") -> None:
         f"\n{run.config.recipe}: {parameters:,} parameters; {run.steps:,} steps, {per_epoch:,} an epoch;"
         f" steps are {compiled}; {run.trainer.device}, {threads}, {run.trainer.precision}"
     )
-    say(f"Run folder: {short(run.folder.path)}\n")
-    if run.trainer.steps >= run.steps:
-        say("Training is finished; judging it again.")
-    elif run.trainer.steps:
-        say(f"Going on at step {run.trainer.steps:,}.")
 
 
 def short(path: str | Path) -> str:
@@ -193,6 +204,12 @@ class _Clock:
 
 
 def _line(record: "Record", run: "Run", clock: _Clock) -> str:
+    if sampling := run.recipe.sampling:
+        drawn = f"draw {record['draw']:,}/{sampling.draws:,}" if record["draw"] else "warming up"
+        parts = [f"chain {record['chain']}/{sampling.chains}", drawn, f"acceptance {record['acceptance']:.2f}"]
+        parts += [f"step size {record['step_size']:.2g}"]
+        parts += [f"{record['divergences']} diverged"] if record.get("divergences") else []
+        return "  ".join([*parts, clock.left(record["step"])]).rstrip()
     epochs = run.steps / run.batches.steps_per_epoch
     digits = 1 if epochs >= 10 else 2
     length = f"{epochs:,.{digits}f}".removesuffix(f".{'0' * digits}")
@@ -239,6 +256,26 @@ def show_result(document: Mapping[str, Any], *, rows: int) -> None:
     title = f"{document['recipe']} on {rows:,} test rows of {document['data']}, after {document['steps']:,} steps"
     if table:
         show_table(title, ("measure", "value"), table, caption=caption)
+    if "sampling" in document:
+        show_posterior(document["sampling"])
+
+
+def show_posterior(found: Mapping[str, Any], *, most: int = 40) -> None:
+    """Prints the summary of a sampled posterior, its first lines if there are many."""
+    columns = {"mean": 3, "sd": 3, "hdi_low": 3, "hdi_high": 3, "ess_bulk": 0, "ess_tail": 0, "r_hat": 3}
+    lines = found["posterior"]
+    rows = [(name, *_numbers(line, columns)) for name, line in list(lines.items())[:most]]
+    caption = f"hdi: 94 %. {found['chains']} chains of {found['draws']:,} draws, {found['divergences']:,} diverged."
+    caption += f" {len(lines) - most:,} more numbers are in result.json." if len(lines) > most else ""
+    if worst := [name for name, line in lines.items() if (line["r_hat"] or 1.0) > LARGEST_R_HAT]:
+        caption += f" r_hat of {worst[0]} is above {LARGEST_R_HAT}: warm up and draw longer, or reparametrise."
+    if found["divergences"]:
+        caption += " Diverged draws miss a part of the posterior: --set target_acceptance=0.95, or reparametrise."
+    show_table("Posterior", ("latent", *columns), rows, caption=caption, right=range(1, len(columns) + 1))
+
+
+def _numbers(line: Mapping[str, float | None], columns: Mapping[str, int]) -> list[str]:
+    return ["-" if line.get(n) is None else f"{line[n]:,.{digits}f}" for n, digits in columns.items()]
 
 
 def show_ways_on(document: Mapping[str, Any]) -> None:

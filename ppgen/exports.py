@@ -16,6 +16,7 @@ from ppgen.errors import ConfigError, StorageError
 from ppgen.evaluation import arviz
 from ppgen.evaluation.slices import few, seeded, without
 from ppgen.runs import Run
+from ppgen.sampling import Sampler
 
 LABEL = "y"
 FORMATS = (".png", ".npz", ".npy")
@@ -163,16 +164,23 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_arviz(run: Run, path: Path) -> int:
-    """Writes 100 draws for test rows, evenly spaced if they are too many for one file; returns how many rows.
+def write_arviz(run: Run, path: Path) -> str:
+    """Writes 100 draws for test rows, evenly spaced if they are too many for one file; says what it wrote.
+
+    Of a run that holds draws of a posterior, all of them are written, in their chains: they are those of train rows.
 
     Raises:
+        CheckpointError: if a run that samples has no draws yet.
         StorageError: if the file cannot be written.
     """
+    if isinstance(run.trainer, Sampler):
+        arviz.to_netcdf(run.trainer.to_arviz(), path)
+        sampling = run.trainer.sampling
+        return f"{len(run.trainer.chains)} chains of {sampling.draws:,} draws of the posterior"
     test = run.data.test
     rows = len(next(iter(test.values())))
     values = max(column[0].numel() for column in test.values())
     count = max(1, min(rows, int(MOST_VALUES / (DRAWS * values))))
     chosen = [index * rows // count for index in range(count)]
     arviz.to_netcdf(arviz.to_arviz(run.trainer, test, draws=DRAWS, rows=chosen), path)
-    return count
+    return f"{DRAWS} draws for {count:,} test rows"

@@ -18,6 +18,7 @@ from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.places import create_folder, find_data_below, load_data, load_together, open_folder, place_for, recipe_of
 from ppgen.processes import Processes
 from ppgen.recipes import Entry, find
+from ppgen.sampling import Sampler, sampler_of
 from ppgen.storage import Checkpoint, RunFolder, pack, unpack
 from ppgen.training import Trainer
 
@@ -81,8 +82,17 @@ class Run:
         device = self.processes.device(choose_device(resolved.device if resolved else config.device))
         self.batches = self.recipe.batches(config.seed, device)
         epochs = config.epochs or self.recipe.epochs
-        self.steps = config.steps or epochs * self.batches.steps_per_epoch
-        self.trainer = Trainer(
+        sampler = sampler_of(self.recipe, config, device, self.processes)
+        self.steps = sampler.sampling.steps if sampler else config.steps or epochs * self.batches.steps_per_epoch
+        self.trainer: Trainer | Sampler = sampler or self._trainer(resolved, device)
+        self.seconds = 0.0
+        self._metrics_size = 0
+        self._rollbacks = 0
+        self._trained_by = self.processes.size
+        self._set_up(resolved)
+
+    def _trainer(self, resolved: Resolved | None, device: torch.device) -> Trainer:
+        return Trainer(
             self.recipe.model,
             self.recipe.guide,
             self.recipe.objective,
@@ -90,16 +100,11 @@ class Run:
             total_steps=self.steps,
             average=self.recipe.average,
             device=device,
-            precision=resolved.precision if resolved else self.recipe.precision(config.precision, device),
-            compile=config.compile,
-            nonfinite="skip" if config.on_nan == "skip" else "raise",
+            precision=resolved.precision if resolved else self.recipe.precision(self.config.precision, device),
+            compile=self.config.compile,
+            nonfinite="skip" if self.config.on_nan == "skip" else "raise",
             processes=self.processes,
         )
-        self.seconds = 0.0
-        self._metrics_size = 0
-        self._rollbacks = 0
-        self._trained_by = self.processes.size
-        self._set_up(resolved)
 
     def _set_up(self, resolved: Resolved | None) -> None:
         first = next(self.batches)
@@ -281,7 +286,8 @@ class Run:
         """
         self._begin()
         every = max(1, self.steps // REPORTS)
-        between = every * max(1, REPORTS // CHECKPOINTS)
+        sampling = self.recipe.sampling  # whose state is that of its finished chains
+        between = sampling.length if sampling else every * max(1, REPORTS // CHECKPOINTS)
         while self.trainer.steps < self.steps and not until():
             try:
                 yield from self._window(every, until)
@@ -289,7 +295,8 @@ class Run:
                     self.save()
             except DivergedError as error:
                 self._roll_back(error)
-        self.save()
+        if not sampling:
+            self.save()
 
     def _begin(self) -> None:
         if self.processes.leading(bool(self.folder.checkpoints())):
@@ -307,17 +314,19 @@ class Run:
             seconds = time.perf_counter() - start
             self.seconds += seconds
             rows = (self.batches.position - before) * self.recipe.rows_per_batch
-            record: Record = {**metrics, "epoch": self.trainer.steps / self.batches.steps_per_epoch}
-            compiled = self.trainer.compiling_seconds - compiling
-            record |= self._validated() | {"seconds": self.seconds, "images_per_second": rows / (seconds - compiled)}
-            record |= {"compile_seconds": compiled} if compiled else {}
+            record: Record = {**metrics, "seconds": self.seconds, **self._validated()}
+            if not self.recipe.sampling:
+                compiled = self.trainer.compiling_seconds - compiling
+                record["epoch"] = self.trainer.steps / self.batches.steps_per_epoch
+                record["images_per_second"] = rows / (seconds - compiled)
+                record |= {"compile_seconds": compiled} if compiled else {}
             self.folder.append_metrics(record)
             yield record
 
     def _validated(self) -> Record:
         from ppgen.evaluation.validation import validated
 
-        if not self.processes.leads:
+        if not self.processes.leads or self.recipe.sampling:
             return {}
         # a look must not change what comes after it: a stopped run looks more often than one that goes through
         with same_random_states():
@@ -360,6 +369,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "compiled": bool(self.trainer.compiled),
             "test": test,
+            **({"sampling": self.trainer.report()} if isinstance(self.trainer, Sampler) else {}),
         }
 
     def write_pictures(self) -> list[Path]:

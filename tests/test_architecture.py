@@ -17,6 +17,7 @@ STORAGE = {"errors", "files", "packing", "checkpoints"}
 TRAINING = {
     "errors",
     "programs",
+    "gradients",
     "objectives",
     "compilation",
     "devices",
@@ -27,7 +28,9 @@ TRAINING = {
     "stepping",
     "streams",
 }
-LIBRARY = BUILDING_BLOCKS | STORAGE | TRAINING | {"data", "evaluation", "guides", "models", "storage", "training"}
+LIBRARY = (
+    BUILDING_BLOCKS | STORAGE | TRAINING | {"data", "evaluation", "guides", "models", "sampling", "storage", "training"}
+)
 COMMAND_LINE = {
     "__init__",
     "devices",
@@ -41,6 +44,9 @@ COMMAND_LINE = {
     "places",
     "processes",
     "exports",
+    "comparing",
+    "cli_estimators",
+    "options",
     "catalogue",
     "grids",
     "sweeps",
@@ -69,10 +75,38 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"errors", "programs"},
     "models": BUILDING_BLOCKS,
     "guides": BUILDING_BLOCKS,
-    "objectives": {"errors", "programs"},
+    "gradients": {"errors", "programs"},
+    "objectives": {"errors", "programs", "gradients"},
+    "estimators": {*TRAINING, "training"},
     "training": TRAINING,
     "evaluation": {"errors", "programs", "data"},
+    "sampling": {
+        "errors",
+        "programs",
+        "evaluation",
+        "guides",
+        "configuration",
+        "devices",
+        "processes",
+        "streams",
+        "recipes",
+    },
     "recipes": LIBRARY,
+    "comparison": {*LIBRARY, "recipes"},
+    "comparing": {*STORAGE, "comparison", "configuration", "devices", "display", "places", "recipes", "runs"},
+    "estimating": {
+        "errors",
+        "configuration",
+        "devices",
+        "display",
+        "estimators",
+        "files",
+        "places",
+        "recipes",
+        "stepping",
+    },
+    "cli_estimators": {"configuration", "display", "estimating", "interruption", "options", "recipes"},
+    "options": set(),
     "configuration": {"errors"},
     "places": {"errors", "configuration", "data", "processes", "recipes", "storage"},
     "runs": {*LIBRARY, "recipes", "configuration", "places"},

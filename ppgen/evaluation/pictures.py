@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppgen import programs
 from ppgen.data import Columns, Dataset
-from ppgen.errors import ConfigError, StorageError
+from ppgen.errors import ConfigError, PpgenError, StorageError
 from ppgen.evaluation.measures import Trained
 from ppgen.evaluation.slices import few, seeded, without
 
@@ -46,9 +46,17 @@ def draw_all(trained: Trained, data: Dataset, metrics: list[dict[str, Any]], fol
             draw(folder / name)
         except ConfigError as error:  # a model of other data than x has nothing to show
             logger.warning("no %s: %s", name, error)
+        except PpgenError:
+            raise
+        except Exception as error:  # a user's program, which trains, need not generate
+            logger.warning("no %s: the model cannot be drawn from (%s: %s)", name, type(error).__name__, _line(error))
         else:
             drawn.append(folder / name)
     return drawn
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def samples(trained: Trained, data: Dataset, path: Path_, *, rows: int = 8, label: str = "y", seed: int = 0) -> None:
@@ -115,7 +123,7 @@ def reconstructions(
         images = _displayed(torch.stack([originals, found.reshape(originals.shape)]), data)
         _save(_mosaic(images, rows=("test row", "reconstruction")), path)
     else:
-        _save(_vector_reconstructions(originals.flatten(1), found.flatten(1)), path)
+        _save(_vector_reconstructions(originals.reshape(len(originals), -1), found.reshape(len(found), -1)), path)
 
 
 def training(metrics: Sequence[Mapping[str, Any]], path: Path_) -> None:
@@ -226,7 +234,7 @@ def _mosaic(images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] 
 
 
 def _vectors(test: Tensor, drawn: Tensor) -> Figure:
-    test, drawn = test.flatten(1), drawn.reshape(len(drawn), -1)
+    test, drawn = test.reshape(len(test), -1), drawn.reshape(len(drawn), -1)
     figure = Figure(figsize=(8, 4), layout="constrained")
     if test.shape[1] == 1:
         panel = figure.subplots()

@@ -1,5 +1,6 @@
 """What is measured on validation rows while a run trains: cheap, and without touching its random streams."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,10 @@ ROWS = 1_000
 
 
 def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, float]:
-    """Returns "validation_bound" (nats, one draw a row), and "validation_accuracy" where the guide has labels."""
+    """Returns "validation_bound" (nats, one draw a row), and "validation_accuracy" where the guide has labels.
+
+    The bound is left out where the pair has no log weight for a row: no data plate, say.
+    """
     columns = {name: column[:ROWS].to(trained.device) for name, column in data.validation.items()}
     hidden = {name: column for name, column in columns.items() if name != label}
     found: dict[str, float] = {}
@@ -22,9 +26,12 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
     with trained.evaluating(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         discrete = label in columns and _has_label(trained.guide, hidden, label)
-        weights = programs.log_weights(trained.model, trained.guide, hidden, enumerate_discrete=discrete)
-        if weights.plate is not None:
-            found["validation_bound"] = -float(weights.local.mean())
+        # labels that the guide does not infer are data, or inputs
+        given = hidden if discrete else columns
+        with contextlib.suppress(ConfigError):  # as `Run.judge` will say, once
+            weights = programs.log_weights(trained.model, trained.guide, given, enumerate_discrete=discrete)
+            if weights.plate is not None:
+                found["validation_bound"] = -float(weights.local.mean())
         if discrete:
             guessed = programs.label_log_probs(trained.guide, hidden, label).argmax(-1)
             known = columns[label] >= 0
@@ -35,6 +42,6 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
 def _has_label(guide: Program, columns: Mapping[str, Any], label: str) -> bool:
     try:
         programs.label_log_probs(guide, columns, label)
-    except ConfigError:
+    except Exception:  # a user's guide that cannot do without labels may fail in any way
         return False
     return True
