@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from benchmarks import estimators, toy, wake_sleep
 from benchmarks.works import WORKS
 from ppgen.errors import ConfigError, PpgenError
 
@@ -126,6 +127,46 @@ def overhead_command(threads: int) -> None:
         click.echo(json.dumps(overhead.measure(threads, say=status.update)))
 
 
+@main.command("conformance")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; the table goes to stderr.")
+@click.option("--only", default="", metavar="TEXT,...", help="Programs whose names hold one of these.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of every program, from different starts.")
+@click.option("--draws", default=1000, show_default=True, help="Of the loss, at the end of every run.")
+@click.option("--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table as Markdown.")
+@click.pass_obj
+def conformance_command(
+    threads: int, as_json: bool, only: str, seeds: int, draws: int, compile: str, as_markdown: bool
+) -> None:
+    """Trains Pyro programs of every kind by ppgen and by stock SVI, past their plateau; about 15 minutes."""
+    if seeds < 1 or draws < 2:
+        raise ConfigError(f"expected --seeds of at least 1 and --draws of at least 2; got {seeds} and {draws}")
+    import torch
+
+    from benchmarks import conformance
+
+    torch.set_num_threads(threads)
+    known = list(conformance.zoo().CASES)
+    texts = [text.strip().lower() for text in only.split(",") if text.strip()]
+    names = [name for name in known if not texts or any(text in name.lower() for text in texts)]
+    if not names:
+        raise ConfigError(f"expected --only with a part of one of {', '.join(known)}; got '{only}'")
+    options = {"seeds": range(seeds), "draws": draws, "compile": compile}
+    output = Console(stderr=as_json)
+    output.width = max(output.width, 150)
+    rows, progress = [], Console(stderr=True)
+    with progress.status("conformance") as status:
+        for row in conformance.compare_all(names, status.update, **options):
+            progress.print(f"{row.name}: z {row.z:+.2f}", highlight=False)
+            rows.append(row)
+    if as_markdown:
+        click.echo(conformance.markdown(rows))
+    else:
+        output.print(conformance.table(rows))
+    if as_json:
+        click.echo(json.dumps({"seeds": seeds, "draws": draws, "programs": [row.document() for row in rows]}, indent=2))
+
+
 @main.command("growth-point", hidden=True)
 @click.argument("axis")
 @click.argument("value", type=int)
@@ -141,6 +182,11 @@ def growth_point(threads: int, axis: str, value: int, contender: str) -> None:
     torch.set_num_threads(threads)
     (chosen_axis,) = (known for known in growth.AXES if known.name == axis)
     click.echo(json.dumps(growth.measure_point(chosen_axis, value, contender)))
+
+
+main.add_command(estimators.command)
+main.add_command(toy.command)
+main.add_command(wake_sleep.command)
 
 
 def run() -> None:
