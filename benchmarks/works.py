@@ -31,7 +31,7 @@ class Work:
         batch: rows of a batch; of the unlabelled rows for "m2".
         labelled: labelled rows of a batch.
         classes: number of labels.
-        particles: draws of the latent vector; the contenders of `growth` alone know more than one.
+        particles: draws of the latent vector; the contenders of "iwae" and of `growth` alone know more than one.
         rounds: how often each contender has its turn; None for as often as the user asked.
         turn: consecutive steps of a turn.
         skip: how many steps at the start of a turn are not counted.
@@ -41,7 +41,7 @@ class Work:
     """
 
     name: str
-    kind: Literal["vae", "m2", "vae-epoch"]
+    kind: Literal["vae", "m2", "iwae", "vae-epoch"]
     x: int
     hidden: tuple[int, ...]
     z: int
@@ -63,6 +63,8 @@ class Work:
         if self.kind == "m2":
             rows = f"batch {self.batch} unlabelled + {self.labelled} labelled"
             return f"M2 {sizes}, {self.classes} labels enumerated, {rows}"
+        if self.kind == "iwae":
+            return f"IWAE {sizes}, {self.particles} samples, batch {self.batch}"
         return f"VAE {sizes}, batch {self.batch}" + (", one epoch of 60,000 rows" if self.kind == "vae-epoch" else "")
 
     @property
@@ -118,6 +120,7 @@ _WORKS = [
     Work("vae-500-500-50", "vae", x=784, hidden=(500, 500), z=50, batch=200),
     Work("m2-digits", "m2", x=64, hidden=(128,), z=16, batch=100, labelled=100, classes=10),
     Work("m2-mnist", "m2", x=784, hidden=(500,), z=50, batch=200, labelled=100, classes=10),
+    Work("iwae-50", "iwae", x=784, hidden=(200, 200), z=50, batch=20, particles=50),
     Work(
         "vae-epoch",
         "vae-epoch",

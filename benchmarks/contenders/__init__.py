@@ -48,30 +48,35 @@ def _both(function: str, **others: str) -> dict[str, str]:
     return {"vae": function, "m2": function, **others}
 
 
+def _all(function: str, **others: str) -> dict[str, str]:
+    return _both(function, iwae=function, **others)
+
+
 OURS, REFERENCE = "ppgen", "eager"
 # ELBOs that take the divergence by Monte Carlo: the same expectation, from gradients with more noise
 SAMPLED_DIVERGENCE = 0.02
 _CONTENDERS = [
-    Contender("ppgen", "ppgen, fp32", _both("own:full", **{"vae-epoch": "epochs:trainer_full"})),
+    Contender("ppgen", "ppgen, fp32", _all("own:full", **{"vae-epoch": "epochs:trainer_full"})),
     Contender(
         "ppgen-bf16",
         "ppgen, bf16",
-        _both("own:half", **{"vae-epoch": "epochs:trainer_half"}),
+        _all("own:half", **{"vae-epoch": "epochs:trainer_half"}),
         rounding=2e-3,
     ),
-    Contender("ppgen-eager", "ppgen, not compiled", _both("own:eager")),
+    Contender("ppgen-eager", "ppgen, not compiled", _all("own:eager")),
     Contender("pyro", "Pyro SVI, TraceEnum_ELBO", {"m2": "pyro_svi:enumerated"}, drift=SAMPLED_DIVERGENCE),
     Contender("pyro-jit", "Pyro SVI, JitTraceEnum_ELBO", {"m2": "pyro_svi:jit_enumerated"}, drift=SAMPLED_DIVERGENCE),
     Contender("pyro-trace", "Pyro SVI, Trace_ELBO", {"vae": "pyro_svi:trace"}, drift=SAMPLED_DIVERGENCE),
     Contender("pyro-mean-field", "Pyro SVI, TraceMeanField_ELBO", {"vae": "pyro_svi:mean_field"}),
     Contender("pyro-jit-trace", "Pyro SVI, JitTrace_ELBO", {"vae": "pyro_svi:jit_trace"}, drift=SAMPLED_DIVERGENCE),
+    Contender("pyro-renyi", "Pyro SVI, RenyiELBO", {"iwae": "pyro_svi:renyi"}),
     Contender(
         "eager",
         "PyTorch by hand, eager, fused Adam",
-        _both("handwritten:eager", **{"vae-epoch": "epochs:plain"}),
+        _all("handwritten:eager", **{"vae-epoch": "epochs:plain"}),
     ),
     Contender("eager-joined", "PyTorch by hand, eager, inputs concatenated", {"m2": "handwritten:eager_joined"}),
-    Contender("torch-compile", "PyTorch by hand, torch.compile, fused Adam", _both("handwritten:compiled")),
+    Contender("torch-compile", "PyTorch by hand, torch.compile, fused Adam", _all("handwritten:compiled")),
     Contender("numpyro", "NumPyro, jitted", _both("numpyro_svi:build"), needs=("jax", "numpyro")),
     Contender(
         "numpyro-scan",

@@ -1,6 +1,7 @@
 """Hand-written PyTorch: the losses as one would write them without a probabilistic language."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -76,6 +77,22 @@ def vae_loss(weights: Parameters, batch: Mapping[str, Tensor]) -> Tensor:
     return (reconstruction(logits, x) + divergence(mean, scale)).mean()
 
 
+def iwae_loss(particles: int) -> Loss:
+    """Returns the loss of an importance-weighted autoencoder, in nats per datum."""
+
+    def loss(weights: Parameters, batch: Mapping[str, Tensor]) -> Tensor:
+        x = batch["x"]
+        mean, free = perceptron(x, weights["encoder"]).chunk(2, dim=-1)
+        scale = functional.softplus(free) + SMALLEST_SCALE
+        noise = torch.randn(particles, *scale.shape)
+        z = mean + scale * noise
+        ratio = 0.5 * (noise.square() - z.square()) + scale.log()  # log p(z) - log q(z | x)
+        log_w = ratio.sum(-1) - reconstruction(perceptron(z, weights["decoder"]), x)
+        return (math.log(particles) - log_w.logsumexp(0)).mean()
+
+    return loss
+
+
 def joined(x: Tensor, y: Tensor, layers: Sequence[Tensor]) -> Tensor:
     """Returns the output for two inputs that are expanded and concatenated."""
     leading = torch.broadcast_shapes(x.shape[:-1], y.shape[:-1])
@@ -114,7 +131,8 @@ def m2_loss(network: Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]) -> Lo
 def build(work: Work, *, factored: bool = True, compiled: bool = False) -> Step:
     """Returns a training step: loss, autograd, and torch's fused Adam."""
     weights = parameters(work, factored=factored)
-    loss = vae_loss if work.kind != "m2" else m2_loss(apart if factored else joined)
+    loss = iwae_loss(work.particles) if work.kind == "iwae" else vae_loss
+    loss = m2_loss(apart if factored else joined) if work.kind == "m2" else loss
     if compiled:
         loss = torch.compile(loss, dynamic=False)
     advance = stepping(loss, weights)

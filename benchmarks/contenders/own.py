@@ -31,7 +31,8 @@ def trainer(work: Work, *, precision: str = "fp32", compile: Literal["on", "off"
     else:
         program = models.VAE(networks["decoder"], likelihood, work.z)
         guide = guides.DiagonalGaussian(networks["encoder"], work.z)
-        objective = objectives.ELBO(particles=work.particles)
+        kind = objectives.IWAE if work.kind == "iwae" else objectives.ELBO
+        objective = kind(particles=work.particles)
     for name, network in networks.items():
         fill(network, work, name)
     adam = functools.partial(torch.optim.Adam, lr=LEARNING_RATE)

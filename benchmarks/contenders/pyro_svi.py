@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import SVI, JitTrace_ELBO, JitTraceEnum_ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, JitTraceEnum_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from benchmarks.contenders.handwritten import Step, endless
@@ -77,6 +77,23 @@ class VAE(Programs):
             pyro.sample("z", normal(self.networks["encoder"](x)))
 
 
+class IWAE(Programs):
+    """A VAE without a scale, which `RenyiELBO` would put inside its logarithm."""
+
+    def model(self, x: Tensor) -> None:
+        """The program: ``z ~ N(0, I)``, ``x ~ Bernoulli(decoder(z))``."""
+        self.register("decoder")
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", self.latent(x))
+            pyro.sample("x", dist.Bernoulli(logits=self.networks["decoder"](z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """The program: ``z ~ N(encoder(x))``."""
+        self.register("encoder")
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", normal(self.networks["encoder"](x)))
+
+
 class M2(Programs):
     """M2: labelled rows, unlabelled rows and the classifier's own loss as sites of one program."""
 
@@ -111,13 +128,15 @@ class M2(Programs):
 def build(work: Work, loss: pyro.infer.ELBO, batches: Iterator[Mapping[str, Tensor]] | None = None) -> Step:
     """Returns `SVI.step` with one of Pyro's ELBOs and Pyro's Adam, on batches in memory unless others are given."""
     name = f"{work.name}.{type(loss).__name__}"
-    programs: VAE | M2 = M2(work, name) if work.classes else VAE(work, name)
+    kinds: dict[str, type[VAE | M2 | IWAE]] = {"m2": M2, "iwae": IWAE}
+    programs = kinds.get(work.kind, VAE)(work, name)
+    rows = work.batch if work.kind == "iwae" else 1
     svi = SVI(programs.model, programs.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), loss)
     drawn = endless(work) if batches is None else batches
 
     def step() -> float:
         batch = next(drawn)
-        return float(svi.step(*(batch[name] for name in ("x", "labelled", "y") if name in batch)))
+        return float(svi.step(*(batch[name] for name in ("x", "labelled", "y") if name in batch))) / rows
 
     return step
 
@@ -131,6 +150,11 @@ def vectorised(work: Work) -> TraceMeanField_ELBO:
     """Returns Pyro's ELBO with the particles of a work."""
     several = work.particles > 1
     return TraceMeanField_ELBO(num_particles=work.particles, vectorize_particles=several, max_plate_nesting=1)
+
+
+def renyi(work: Work) -> Step:
+    """IWAE with `RenyiELBO` of order 0, particles vectorised."""
+    return build(work, RenyiELBO(alpha=0, num_particles=work.particles, vectorize_particles=True, max_plate_nesting=1))
 
 
 def trace(work: Work) -> Step:

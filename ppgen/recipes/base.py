@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
 
 LARGE_STEP = 20_000_000
-"""Parameters times rows of a batch from which on bfloat16 pays."""
+"""Parameters times rows of a batch, and times particles, from which on bfloat16 pays."""
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 """The type of an option that counts something there must be."""
@@ -118,7 +118,8 @@ class Recipe:
         if asked != "auto":
             return choose_precision(asked, device)
         modules = [part for part in (self.model, self.guide) if isinstance(part, torch.nn.Module)]
-        work = self.rows_per_batch * sum(p.numel() for module in modules for p in module.parameters())
+        draws = getattr(self.objective, "particles", 1) * getattr(self.objective, "outer", 1)
+        work = draws * self.rows_per_batch * sum(p.numel() for module in modules for p in module.parameters())
         return choose_precision("auto", device) if self.low_precision and work >= LARGE_STEP else "fp32"
 
     @property
