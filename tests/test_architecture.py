@@ -103,7 +103,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "files",
         "places",
         "recipes",
-        "stepping",
     },
     "cli_estimators": {"configuration", "display", "estimating", "interruption", "options", "recipes"},
     "options": set(),
