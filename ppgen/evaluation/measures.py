@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +18,9 @@ from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, va
 from ppgen.programs import Program
 
 MEASURES = ("nll", "accuracy", "elbo")
+
+Enumerated = bool | Collection[str]
+"""Whether discrete sites of the guide are summed out, or a choice of sites."""
 
 logger = logging.getLogger("ppgen")
 
@@ -60,7 +63,7 @@ class _Manner:
     """How a pair's log weights can be computed on held-out rows."""
 
     vectorized: bool
-    enumerate_discrete: bool
+    enumerate_discrete: Enumerated
     nesting: int
     fitting: int  # pairs of a row and a particle that fit into a slice
 
@@ -120,7 +123,9 @@ def elbo(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Estimates the evidence lower bound of every row, ``E_q[log w]``, all latents sampled: nats, float64 ``(rows,)``.
+    """Estimates the evidence lower bound of every row, ``E_q[log w]``: nats, float64 ``(rows,)``.
+
+    All latents are sampled but the discrete ones that only the model has, which are summed out.
 
     Arguments and errors are those of `negative_log_likelihood`.
     """
@@ -250,7 +255,7 @@ def _log_weights(
                     yield place, weights.double().cpu()
 
 
-def _weights(trained: Trained, part: Columns, particles: int, nesting: int, enumerate_discrete: bool) -> Tensor:
+def _weights(trained: Trained, part: Columns, particles: int, nesting: int, enumerate_discrete: Enumerated) -> Tensor:
     weights = programs.log_weights(
         trained.model,
         trained.guide,
@@ -282,7 +287,8 @@ def _without_inferred(trained: Trained, columns: Mapping[str, Tensor], label: st
 def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool) -> _Manner:
     """Finds the best manner in which the pair runs: users' programs need not bear enumeration or particles."""
     reason: Exception | None = None
-    for enumerated in (True, False) if enumerate_discrete else (False,):
+    manners: list[Enumerated] = [True, False] if enumerate_discrete else [only_the_models(trained, columns)]
+    for enumerated in manners:
         for count in (2, 1) if particles > 1 else (1,):
             try:
                 return _try(trained, columns, count, enumerate_discrete=enumerated)
@@ -295,7 +301,18 @@ def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, 
     raise ConfigError(f"the model and guide do not run on held-out rows: {message}") from reason
 
 
-def _try(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool) -> _Manner:
+def only_the_models(trained: Trained, columns: Mapping[str, Tensor]) -> Enumerated:
+    """Returns the discrete sites of the model that the guide leaves to it; False if there are none."""
+    try:
+        joint = programs.run(trained.model, trained.guide, few(columns, 2, trained.device), check=False)
+    except Exception:  # what fails here fails again, with a reason
+        return False
+    latent = {name for name, site in joint.model.nodes.items() if site["type"] == "sample" and not site["is_observed"]}
+    left = {name for name in latent - set(joint.latents) if joint.model.nodes[name]["fn"].has_enumerate_support}
+    return left or False
+
+
+def _try(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: Enumerated) -> _Manner:
     if programs.data_plate(trained.model, few(columns, 2, trained.device)) is None:
         raise ConfigError(
             "expected an observed site in a data plate, with pyro.plate('data', len(x)); got none: without it held-out"

@@ -9,6 +9,7 @@ import torch
 from ppgen import programs
 from ppgen.data import Dataset
 from ppgen.errors import ConfigError
+from ppgen.evaluation.measures import only_the_models
 from ppgen.programs import Program
 
 ROWS = 1_000
@@ -29,7 +30,8 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
         # labels that the guide does not infer are data, or inputs
         given = hidden if discrete else columns
         with contextlib.suppress(ConfigError):  # as `Run.judge` will say, once
-            weights = programs.log_weights(trained.model, trained.guide, given, enumerate_discrete=discrete)
+            summed = discrete or only_the_models(trained, given)
+            weights = programs.log_weights(trained.model, trained.guide, given, enumerate_discrete=summed)
             if weights.plate is not None:
                 found["validation_bound"] = -float(weights.local.mean())
         if discrete:

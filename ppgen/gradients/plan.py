@@ -125,8 +125,8 @@ class Plan(nn.Module):
         if general is not None and not self._names and not isinstance(general, (Enumerate, Pathwise)):
             sites = ", ".join(f"{name}:{_name_of(general)}" for name in joint.latents)
             raise ConfigError(
-                f"estimator '{_name_of(general)}' finds no site to treat: all have pathwise derivatives. Name those that"
-                f" it is to treat all the same: {sites}"
+                f"estimator '{_name_of(general)}' finds no site to treat: all have pathwise derivatives. Name those"
+                f" that it is to treat all the same: {sites}"
             )
         if self.has_signals:
             self._dependents = dependents()
@@ -324,8 +324,9 @@ class _Sampler(Messenger):
             # raised when the run is over: Pyro adds the shapes of all sites to what is raised within one
             late = _name_of(self.estimators[msg["name"]])
             self.draws.refusal = (
-                f"guide site '{msg['name']}' is drawn after '{relaxed[-1]}' and depends on it: estimator '{kind}' cannot"
-                f" differentiate through a draw by '{late}'; take 'muprop' for '{relaxed[-1]}', or '{kind}' for both"
+                f"guide site '{msg['name']}' is drawn after '{relaxed[-1]}' and depends on it: estimator '{kind}'"
+                f" cannot differentiate through a draw by '{late}'; take 'muprop' for '{relaxed[-1]}', or '{kind}' for"
+                " both"
             )
 
     def _versions(self, msg: Any, one: Control) -> Tensor:

@@ -83,14 +83,21 @@ class Bound(Objective):
         """
         joint = super().check(model, guide, batch, labels=labels)
         local = any(joint.is_local(name) for name in joint.latents)
-        whole = any(not joint.is_local(name) for name in joint.latents)
+        summed = _summed_outside(joint)
+        outside = [name for name in joint.latents if not joint.is_local(name)] + summed
+        whole = bool(outside)
         self._joint_weights = self.weights == "joint" or (self.weights == "auto" and whole and not local)
         self._joint_weights |= joint.plate is None
         if self._joint_weights and joint.plate is not None and joint.plate.scale != 1:
-            site = next((n for n in joint.latents if not joint.is_local(n)), joint.latents[0])
+            site = next(iter((*outside, *joint.latents)), "the guide")
             raise ConfigError(
                 f"the weight of a draw of '{site}' needs all {joint.plate.size} rows, and a batch has"
                 f" {joint.plate.rows}: no scale makes that a bound. Take all rows in every batch, or ELBO"
+            )
+        if summed and not self._joint_weights:
+            raise ConfigError(
+                f"model site '{summed[0]}' is summed out for all rows at once, and a weight is of one row: take"
+                " weights=joint"
             )
         self.plan.prepare(joint, dict, particles=self.particles, step=self.step)
         self._check_gradient(joint, whole=whole)
@@ -201,6 +208,18 @@ class Bound(Objective):
         linear = scale * ((coefficients * log_w).sum() + states) + weights.global_.sum()
         value = self._loss(weights, self.reduction).detach()
         return value - (linear - linear.detach()) / (self.outer * size)
+
+
+def _summed_outside(joint: Joint) -> list[str]:
+    """The sites that only the model has and that lie outside the data plate."""
+    return [
+        name
+        for name, site in joint.model.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and name not in joint.guide.nodes
+        and not joint.is_local(name)
+    ]
 
 
 def _units(weights: Weights) -> tuple[int, float]:

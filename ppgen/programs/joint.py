@@ -303,9 +303,9 @@ class Joint:
         return (sizes.pop() if layout.particles > 1 else 1, *local, rows)
 
     def sum_inner_plates(self, term: Tensor) -> Tensor:
-        """Sums the plates inside the data plate of a local term, keeping enumerated dimensions."""
+        """Sums the plates inside the data plate of a local term, keeping all dimensions."""
         term = self.padded(term)
-        return term.sum(tuple(range(-self.nesting, -1))) if self.nesting > 1 else term
+        return term.sum(tuple(range(-self.nesting, -1)), keepdim=True) if self.nesting > 1 else term
 
     def reduced(self, name: str, term: Tensor) -> Tensor:
         """`expectation`, then `reduce`."""

@@ -50,7 +50,9 @@ def sum_out(model: poutine.Trace, guide: poutine.Trace, only: Sequence[str]) -> 
         if dims.isdisjoint(log_prob._pyro_dims):
             continue
         ordinal = frozenset(model.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        factors.setdefault(ordinal, []).append(packed.scale_and_mask(log_prob, mask=site["packed"]["mask"]))
+        # a masked site that is summed keeps its probabilities, so that their sum is 1 and not their number
+        mask = None if name in only else site["packed"]["mask"]
+        factors.setdefault(ordinal, []).append(packed.scale_and_mask(log_prob, mask=mask))
         nodes[ordinal] = site
         scales.append(site["scale"])
         absorbed.append(name)

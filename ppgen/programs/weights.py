@@ -1,6 +1,8 @@
 """Log importance weights: the quantity most objectives and measures are short reductions of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,8 +54,7 @@ def weights_of(joint: Joint) -> Weights:
     """
     _require_local_states(joint)
     terms = [(name, joint.log_p(name)) for name in (*joint.observed, *joint.latents) if joint.has_log_p(name)]
-    proposed = [name for name in joint.latents if name not in joint.enumerated]
-    terms += [(name, -joint.log_q(name)) for name in (*proposed, *joint.factors)]
+    terms += [(name, -joint.log_q(name)) for name in (*joint.latents, *joint.factors)]
     local = [joint.sum_inner_plates(term) for name, term in terms if joint.is_local(name)]
     global_ = [joint.reduce(name, term) for name, term in terms if not joint.is_local(name)]
     for summed in joint.summed:
@@ -63,15 +64,21 @@ def weights_of(joint: Joint) -> Weights:
             global_.append(joint.reduce_plates(summed.node, summed.term))
     rows = joint.plate.rows if joint.plate else 0
     scale = joint.plate.scale if joint.plate else 1.0
-    states = [joint.padded(log_prob_of(joint.guide.nodes[name])) for name in joint.enumerated]
+    states = [joint.padded(_of_states(joint.guide.nodes[name])) for name in joint.enumerated]
     log_q = joint.collapsed(sum(states, torch.zeros(())), rows) if states else None
     total = joint.collapsed(sum(local, torch.zeros(())) / scale, rows)
     return Weights(
-        local=total if log_q is None else total - log_q,
+        local=total,
         log_q=log_q,
         global_=sum(global_, torch.zeros(())).expand(joint.layout.particles),
         plate=joint.plate,
     )
+
+
+def _of_states(site: Mapping[str, Any]) -> Tensor:
+    """The log probability of each state; in rows that do not count, no function of parameters."""
+    log_prob, mask = log_prob_of(site), site["mask"]
+    return torch.where(mask, log_prob, log_prob.detach()) if isinstance(mask, Tensor) else log_prob
 
 
 def _require_local_states(joint: Joint) -> None:
