@@ -63,12 +63,13 @@ def _epoch(run: Run, end: int) -> float:
 
 def _bare_step(run: Run) -> float:
     """Returns the median seconds of a step on batches that are there; the run does not count these steps."""
-    steps, position = run.trainer.steps, run.batches.position
+    trainer: Any = run.trainer
+    steps, position = trainer.steps, run.batches.position
     drawn = [next(run.batches) for _ in range(STEPS)]
     seconds = []
     for batch in drawn:
         start = time.perf_counter()
-        run.trainer.step(iter([batch]))
+        trainer.step(iter([batch]))
         seconds.append(time.perf_counter() - start)
-    run.trainer.steps, run.batches.position = steps, position
+    trainer.steps, run.batches.position = steps, position
     return statistics.median(seconds)

@@ -28,7 +28,7 @@ class Coin:
         name, _, untrained = estimator.partition(",")
         self.fresh = functools.partial(gradients.estimator, name)
         objective = ELBO(estimator=name)
-        adam = functools.partial(torch.optim.Adam, lr=0.01)
+        adam: Any = functools.partial(torch.optim.Adam, lr=0.01)
         still = functools.partial(torch.optim.SGD, lr=0.0)
         if untrained:
             adam = {"all": adam, "estimator": still}

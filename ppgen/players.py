@@ -137,7 +137,8 @@ class Player:
             raise CheckpointError("the checkpoint is of another optimizer: only one of the two has a schedule")
         copy_into(self.leaves, state["leaves"])
         lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
+        # a copy: the optimizer would go on with the very tensors it is given
+        self.optimizer.load_state_dict(_cloned(state["optimizer"]))
         for group, tensor in zip(self.optimizer.param_groups, lr, strict=True):
             # the tensor that a compiled step and the scheduler hold
             tensor.fill_(float(group["lr"]))

@@ -354,7 +354,8 @@ def test_the_command_prints_json_and_draws(tmp_path: Path) -> None:
     assert not first["score"]["flagged"]
 
 
-def test_the_command_prints_a_table(tmp_path: Path) -> None:
+def test_the_command_prints_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # in a narrow terminal names go on in the next line
     asked = ("--estimators", "score,straight-through,pathwise", "--out", tmp_path / "found")
     done = command("estimators", "sbn", *SMALL, *asked)
     assert done.code == 0, done.err

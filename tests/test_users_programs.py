@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -17,6 +18,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppgen import programs
+from ppgen.data import Dataset
+from ppgen.evaluation import pictures
+from ppgen.evaluation.validation import validated
 from ppgen.objectives import ELBO
 from ppgen.training import Trainer
 
@@ -264,3 +268,96 @@ def test_modules_are_found_behind_helpers_and_decorators() -> None:
     assert programs.modules_of(Owner().model) == [network]
     assert programs.modules_of(poutine.scale(functools.partial(model), 2.0)) == [network]
     assert programs.modules_of(regression) == []
+
+
+def test_priors_made_before_are_not_checked_while_training() -> None:
+    prior = dist.Normal(0.0, 1.0, validate_args=True)
+    outside = torch.tensor(float("nan"))
+    with programs.quiet():
+        assert prior.log_prob(outside).isnan()
+    with pytest.raises(ValueError, match="within the support"):  # negative control
+        prior.log_prob(outside)
+
+
+def labelled(x: Tensor, y: Tensor | None = None) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+
+
+def conditional(x: Tensor, y: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+
+def conditional_guide(x: Tensor, y: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(loc + y.float(), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide"), [(labelled, AutoNormal(labelled)), (conditional, conditional_guide)], ids=["data", "inputs"]
+)
+def test_labels_that_the_guide_does_not_infer_are_kept_while_validating(model: Any, guide: Any) -> None:
+    y = (X > 0).float()
+    columns = {"x": X, "y": y}
+    data = Dataset("own", columns, columns, columns, ("no", "yes"), "none", "", ())
+    trainer = Trainer(model, guide, ELBO(), device="cpu", compile="off")
+    for _ in trainer.fit(columns, steps=2):
+        pass
+    found = validated(trainer, data)
+    assert found.keys() == {"validation_bound"}
+    turned = validated(trainer, replace(data, validation={"x": X, "y": 1 - y}))
+    assert turned != found, "negative control: the labels count"
+
+
+def test_rows_that_cannot_be_told_apart_have_no_validation_bound() -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mean, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    columns = {"x": X}
+    trainer = Trainer(model, AutoNormal(model), ELBO(), device="cpu", compile="off")
+    for _ in trainer.fit(columns, steps=2):
+        pass
+    data = Dataset("own", columns, columns, columns, None, "none", "", ())
+    assert validated(trainer, data) == {}
+
+
+def test_a_program_that_cannot_generate_has_no_pictures_but_a_finished_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            value = pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+            if value is not x:
+                raise RuntimeError("these data are always there\nand nothing else")
+
+    columns = {"x": X}
+    trainer = Trainer(model, AutoNormal(model), ELBO(), device="cpu", compile="off")
+    for _ in trainer.fit(columns, steps=2):
+        pass
+    data = Dataset("own", columns, columns, columns, None, "none", "", ())
+    with caplog.at_level("WARNING", logger="ppgen"):
+        drawn = pictures.draw_all(trainer, data, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], tmp_path)
+    assert [path.name for path in drawn] == ["training.png"]
+    assert "no samples.png: the model cannot be drawn from (RuntimeError: these data are always there" in caplog.text
+    assert "Trace Shapes" not in caplog.text
+
+
+def test_rows_of_one_number_are_drawn(tmp_path: Path) -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    columns = {"x": X}
+    trainer = Trainer(model, AutoNormal(model), ELBO(), device="cpu", compile="off")
+    for _ in trainer.fit(columns, steps=2):
+        pass
+    data = Dataset("own", columns, columns, columns, None, "none", "", ())
+    drawn = pictures.draw_all(trainer, data, [{"step": 1, "loss": 1.0}], tmp_path)
+    assert {path.name for path in drawn} >= {"samples.png", "reconstructions.png"}

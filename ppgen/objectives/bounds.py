@@ -1,6 +1,6 @@
 """Bounds of several samples: importance-weighted ones, Renyi's, and mixtures of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -131,9 +131,9 @@ class Bound(Objective):
     def _two_losses(self) -> bool:
         return self.gradient == "doubly-reparameterized"
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> Sequence[Phase]:
         """See `Objective.phases`."""
-        return (self._phase,)
+        return super().phases() if type(self).loss is not Bound.loss else (self._phase,)
 
     def _phase(self, model: Program, guide: Program, batch: Batch) -> tuple[Losses, Metrics]:
         if not self._two_losses:

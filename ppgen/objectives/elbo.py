@@ -1,5 +1,6 @@
 """The evidence lower bound, sampled or with discrete sites summed exactly."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -80,9 +81,9 @@ class ELBO(Objective):
             raise ConfigError("free_bits need pathwise derivatives or enumeration: leave them out")
         return joint
 
-    def phases(self) -> tuple[Phase, ...]:
+    def phases(self) -> Sequence[Phase]:
         """See `Objective.phases`: one, with the loss of the estimators' own parameters if they have any."""
-        return (self._phase,)
+        return super().phases() if type(self).loss is not ELBO.loss else (self._phase,)
 
     def _phase(self, model: Program, guide: Program, batch: Batch) -> tuple[Losses, Metrics]:
         _, loss, estimator = self.parts(model, guide, batch)

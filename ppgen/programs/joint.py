@@ -201,6 +201,7 @@ class Joint:
             term: one of its quantities.
             keep: enumerated dimensions, counted from the right, that are left as they are.
         """
+        self.require_states(self.node(site), term.shape)
         if not self.enumerated:
             return term
         weights = self.probabilities(site, term, keep=keep)
@@ -244,6 +245,21 @@ class Joint:
             return site
         node: Mapping[str, Any] = self.model.nodes.get(site) or self.guide.nodes[site]
         return node
+
+    def require_states(self, node: Mapping[str, Any], shape: torch.Size) -> None:
+        """Checks that dimensions left of all plates and particles are those of enumerated sites.
+
+        Raises:
+            ConfigError: if not: the program gives a dimension that it was drawn with another meaning.
+        """
+        known = set(self.enumerated.values())
+        for dim in range(-len(shape), -self.layout.rank):
+            if shape[dim] > 1 and dim not in known:
+                raise ConfigError(
+                    f"site '{node['name']}' has {shape[dim]} log probabilities along dimension {dim}, left of all its"
+                    " plates: when several draws are made at once, write the program so that further dimensions on the"
+                    " left pass through (x[..., 0] for x[0], say)"
+                )
 
     def first_version(self, term: Tensor) -> Tensor:
         """Returns a term as it is in the draws that count, where the run has several versions of them."""
@@ -332,7 +348,7 @@ def log_prob_of(site: Mapping[str, Any]) -> Tensor:
 
     Where a value was drawn from a relaxation of a discrete distribution, ``infer`` says what scores it.
     """
-    fn = site["infer"].get(DENSITY, _same)(site["fn"])
+    fn = site.get("infer", {}).get(DENSITY, _same)(site["fn"])
     with in_full_precision():
         log_prob: Tensor = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
     return log_prob

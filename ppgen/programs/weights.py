@@ -55,6 +55,8 @@ def weights_of(joint: Joint) -> Weights:
     _require_local_states(joint)
     terms = [(name, joint.log_p(name)) for name in (*joint.observed, *joint.latents) if joint.has_log_p(name)]
     terms += [(name, -joint.log_q(name)) for name in (*joint.latents, *joint.factors)]
+    for name, term in terms:
+        joint.require_states(joint.node(name), term.shape)
     local = [joint.sum_inner_plates(term) for name, term in terms if joint.is_local(name)]
     global_ = [joint.reduce(name, term) for name, term in terms if not joint.is_local(name)]
     for summed in joint.summed:
