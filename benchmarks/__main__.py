@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import estimators, toy, wake_sleep
+from benchmarks import curves, estimators, toy, wake_sleep
 from benchmarks.works import WORKS
 from ppgen.errors import ConfigError, PpgenError
 
@@ -185,6 +185,7 @@ def growth_point(threads: int, axis: str, value: int, contender: str) -> None:
 
 
 main.add_command(estimators.command)
+main.add_command(curves.command)
 main.add_command(toy.command)
 main.add_command(wake_sleep.command)
 

@@ -285,7 +285,9 @@ def show_ways_on(document: Mapping[str, Any]) -> None:
     run = short(folder)
     if pictures:
         write(f"Pictures: {', '.join(str(Path(run, name)) for name in pictures)}")
-    write(f"Go on with: ppgen evaluate {run}, ppgen sample {run}, ppgen resume {run}")
+    # a run folder runs no code by itself: your own recipe is named again
+    own = f" --recipe {document['recipe']}" if ":" in document["recipe"] else ""
+    write("Go on with: " + ", ".join(f"ppgen {command} {run}{own}" for command in ("evaluate", "sample", "resume")))
 
 
 def _percent(found: Mapping[str, float]) -> str:

@@ -1,5 +1,6 @@
 """Every recipe trains, is kept, judged and drawn from; users' own recipes are found, or it is said why not."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from run_helpers import OWN, TINY, tiny
 from ppgen import data as datasets
 from ppgen import programs
 from ppgen.errors import ConfigError, DataError
-from ppgen.recipes import RECIPES, Entry, adam, find
+from ppgen.objectives import ELBO
+from ppgen.recipes import RECIPES, Entry, Recipe, adam, find
 from ppgen.runs import Run, load_run
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-fixed", "gaussian-full", "categorical")
@@ -265,3 +267,15 @@ def test_a_full_covariance_of_many_values_starts_within_bounds(tmp_path: Path, f
     """An unscaled triangular factor of 126 values starts at a loss of 1e20."""
     run = trained(tmp_path / "run", "vae", files["images"], steps=1, likelihood="gaussian-full")
     assert run.folder.metrics()[0]["loss"] < 1e4
+
+
+def test_data_of_a_recipe_without_a_column_x_are_refused() -> None:
+    def program(x: Any) -> None:
+        return None
+
+    def own(data: Any) -> Recipe:
+        columns = {"time": data.train["x"]}
+        return Recipe(program, program, ELBO(), data=dataclasses.replace(data, train=columns))
+
+    with pytest.raises(ConfigError, match="recipe 'mine' returned data without a column 'x'; it has time"):
+        Entry("mine", own).build(datasets.load("digits"), {})

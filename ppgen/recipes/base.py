@@ -272,6 +272,9 @@ class Entry:
         return built if method is None else method.apply(built, method.values(options, self._fields))
 
     def _check_parts(self, built: Recipe) -> None:
+        if built.data is not None and "x" not in built.data.train:
+            columns = ", ".join(built.data.train)
+            raise ConfigError(f"recipe '{self.name}' returned data without a column 'x'; it has {columns}: name one x")
         for part, program in (("model", built.model), ("guide", built.guide)):
             if not callable(program):
                 raise ConfigError(f"recipe '{self.name}' returned {program!r} as its {part}; expected a callable")

@@ -17,7 +17,7 @@ from ppgen.recipes.layers import belief_net
 from ppgen.recipes.vae import Binarization, observed
 
 STAGES = 8
-IMAGES = {"batch_size": 100, "learning_rate": 3e-3, "epochs": 200}
+IMAGES = {"batch_size": 100, "learning_rate": 2e-3, "epochs": 200}
 
 
 def factor_of(step: int, steps: int) -> float:
