@@ -3,8 +3,6 @@
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 from ppgen import display
@@ -14,7 +12,7 @@ from ppgen.devices import seed_all
 from ppgen.display import show_table
 from ppgen.errors import ConfigError
 from ppgen.files import replace_file, storage_errors
-from ppgen.places import load_data
+from ppgen.places import load_data, results_folder
 from ppgen.recipes import Entry, Recipe
 from ppgen.recipes.methods import METHODS
 from ppgen.runs import resolve
@@ -55,7 +53,7 @@ def compare_recipe(
     asked = {name: _options(config, entry, name) for name in objectives}
     _refuse_unknown(config, entry, asked)
     resolved = resolve(config.model_copy(update={"options": _options(config, entry, "svi")}), entry)
-    folder = _folder(resolved, out)
+    folder = results_folder("compare", resolved, out)
     data = load_data(resolved)
 
     def build(method: str | None) -> Recipe:
@@ -103,17 +101,6 @@ def _refuse_unknown(config: Config, entry: Entry, asked: Mapping[str, Mapping[st
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known) or 'none'}"
             raise ConfigError(f"recipe '{entry.name}' has no option '{name}' under {', '.join(asked)}: {hint}")
-
-
-def _folder(config: Config, out: str | None) -> Path:
-    if out is not None:
-        path = Path(out)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise ConfigError(f"expected a new or empty folder; got {path}: choose another --out")
-        return path
-    stem = f"compare-{config.recipe.rpartition(':')[2]}-{Path(config.data.name).stem}"
-    numbers = (Path("runs", stem if number == 1 else f"{stem}-{number}") for number in count(1))
-    return next(path for path in numbers if not path.exists())
 
 
 def show_comparison(document: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from ppgen.devices import choose_device, seed_all
 from ppgen.errors import ConfigError
 from ppgen.estimators import ALL, FLAGGED, Comparison, Interval, Row, State
 from ppgen.files import replace_file, storage_errors
-from ppgen.places import load_data
+from ppgen.places import load_data, results_folder
 from ppgen.recipes import Entry
 from ppgen.recipes.base import Recipe
 
@@ -56,7 +54,7 @@ def compare_recipe(
     """
     if unknown := [name for name in names if name not in estimators.known()]:
         raise ConfigError(f"there is no estimator '{unknown[0]}'; there are {', '.join(estimators.known())}")
-    folder = _folder(config, out)
+    folder = results_folder("estimators", config, out)
     device = choose_device(config.device)
     data = load_data(config)
     seed_all(config.seed)
@@ -108,17 +106,6 @@ def _first(batch: Any, rows: int | None) -> Any:
     return {
         name: column[:rows] if isinstance(column, Tensor) and column.dim() else column for name, column in batch.items()
     }
-
-
-def _folder(config: Config, out: str | None) -> Path:
-    if out is not None:
-        path = Path(out)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise ConfigError(f"expected a new or empty folder; got {path}: choose another --out")
-        return path
-    stem = f"estimators-{config.recipe.rpartition(':')[2]}-{Path(config.data.name).stem}"
-    numbers = (Path("runs", stem if number == 1 else f"{stem}-{number}") for number in count(1))
-    return next(path for path in numbers if not path.exists())
 
 
 def _title(document: Mapping[str, Any]) -> str:

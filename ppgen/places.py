@@ -47,7 +47,7 @@ def place_for(config: Config, out: str | Path | None, processes: Processes) -> s
 
     It is that of an earlier attempt of the same launch, the one asked for, or the first free one.
     """
-    path = processes.noted(_NOTE) or str(out if out is not None else _free_folder(config))
+    path = processes.noted(_NOTE) or str(out if out is not None else _free_folder(f"{_subject(config)}-{config.seed}"))
     return processes.first(path) or path
 
 
@@ -107,14 +107,31 @@ def load_together(config: Config, processes: Processes) -> Dataset:
     return load_data(config.model_copy(update={"data": config.data.model_copy(update={"stream": streamed})}))
 
 
-def _free_folder(config: Config) -> Path:
-    recipe = config.recipe.rpartition(":")[2]
-    stem = f"{recipe}-{Path(config.data.name).stem}-{config.seed}"
+def _free_folder(stem: str) -> Path:
     for number in range(1, 10_000):
         path = Path("runs", stem if number == 1 else f"{stem}-{number}")
         if not path.exists():
             return path
-    raise ConfigError(f"there are 10,000 runs named runs/{stem}: choose another --out")
+    raise ConfigError(f"there are 10,000 folders named runs/{stem}: choose another --out")
+
+
+def _subject(config: Config) -> str:
+    """What a folder is named after: recipe and data."""
+    return f"{config.recipe.rpartition(':')[2]}-{Path(config.data.name).stem}"
+
+
+def results_folder(kind: str, config: Config, out: str | None) -> Path:
+    """Returns where the files of a comparison go: the folder asked for, or a new one below ``runs``.
+
+    Raises:
+        ConfigError: if the folder asked for has something in it.
+    """
+    if out is not None:
+        path = Path(out)
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ConfigError(f"expected a new or empty folder; got {path}: choose another --out")
+        return path
+    return _free_folder(f"{kind}-{_subject(config)}")
 
 
 def load_data(config: Config) -> Dataset:
