@@ -3,7 +3,17 @@
 from ppgen.guides.belief import BottomUp
 from ppgen.guides.gaussian import DiagonalGaussian, FullGaussian
 from ppgen.guides.label import Label
+from ppgen.guides.nothing import Nothing
 from ppgen.guides.points import PointEstimate, PosteriorDraws
 from ppgen.guides.toy import SameCoins
 
-__all__ = ["BottomUp", "DiagonalGaussian", "FullGaussian", "Label", "PointEstimate", "PosteriorDraws", "SameCoins"]
+__all__ = [
+    "BottomUp",
+    "DiagonalGaussian",
+    "FullGaussian",
+    "Label",
+    "Nothing",
+    "PointEstimate",
+    "PosteriorDraws",
+    "SameCoins",
+]

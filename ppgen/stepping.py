@@ -90,25 +90,34 @@ class Stepper:
         if self.mode == "auto":
             self.compiled = compiled
 
-    def plan(self, phases: Sequence[Phase], batch: Any, state: Sequence[Tensor], steps: int | None) -> None:
-        """Decides "auto" for a run of ``steps`` steps, from the time of eager steps and the size of the graphs."""
+    def plan(self, phases: Mapping[Phase, int], batch: Any, state: Sequence[Tensor], steps: int | None) -> None:
+        """Decides "auto" for a run of ``steps`` steps, from the time of eager steps and the size of the graphs.
+
+        Args:
+            phases: how often each phase comes in a step.
+            batch: what a phase is run on.
+            state: the tensors that phases change; they stay as they were.
+            steps: how many there are to be; None if nobody knows.
+        """
         if self.compiled is not None:
             return
         if steps is None:
             self.compiled = False
             return
         with preserved(state):
-            eager = self.processes.leading(sum(_seconds(phase, batch) for phase in phases))
+            seconds = sum(times * _seconds(phase, batch) for phase, times in phases.items())
+            eager = self.processes.leading(seconds)
             if steps * MOST_SAVED * eager < estimated_seconds(0):
                 self.compiled = False
                 return
             try:
-                operations = sum(len(record(*_flat(phase, batch)[:2])) for phase in phases)
+                sizes = {phase: len(record(*_flat(phase, batch)[:2])) for phase in phases}
             except CompileError as error:
                 self.stay_eager(str(error))
                 return
+        operations = sum(times * sizes[phase] for phase, times in phases.items())
         saved = min(MOST_SAVED * eager, SAVED_SHARE * eager + SAVED_PER_OPERATION * operations)
-        self.compiled = estimated_seconds(operations) < min(LONGEST_COMPILATION, steps * saved)
+        self.compiled = estimated_seconds(sum(sizes.values())) < min(LONGEST_COMPILATION, steps * saved)
 
     def run(
         self, index: int, phase: Phase, batch: Any, state: Callable[[], Sequence[Tensor]], *, step: int

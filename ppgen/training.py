@@ -19,7 +19,7 @@ from ppgen.players import Average, Gradients, OptimizerLike, Player, copy_into, 
 from ppgen.precision import TOLERANCES, arithmetic, backend, choose_precision
 from ppgen.processes import Processes
 from ppgen.programs import Batch, Program
-from ppgen.stepping import Compile, Stepper
+from ppgen.stepping import Compile, Phase, Stepper
 from ppgen.streams import map_tensors, stream
 
 Metrics = dict[str, float]
@@ -98,6 +98,8 @@ class Trainer:
         self.skipped = 0
         self._optimizer = optimizer
         self._phases = tuple(self.objective.phases())
+        # a phase that comes several times in a step is one function, compiled once
+        self._order = tuple(self._phases.index(phase) for phase in self._phases)
         self._store = programs.Store()
         self._players: dict[str, Player] = {}
         self._average = Average(average)
@@ -160,9 +162,10 @@ class Trainer:
         """
         self.setup(batch)
         random_states = devices.all_random_states()
-        phases = [functools.partial(self._advance, index) for index in range(len(self._phases))]
+        counts = {index: self._order.count(index) for index in sorted(set(self._order))}
+        phases: dict[Phase, int] = {functools.partial(self._advance, index): n for index, n in counts.items()}
         remaining = None if self._horizon is None else self._horizon - self.steps
-        part, *_ = [self._parallel.part(i, self._placed(batch), step=self.steps + 1) for i in range(len(phases))]
+        part, *_ = [self._parallel.part(i, self._placed(batch), step=self.steps + 1) for i in counts]
         self._stepper.plan(phases, part, [*self._state(), self.objective.step], remaining)
         devices.set_all_random_states(random_states)
         if self.steps == 0:
@@ -250,7 +253,7 @@ class Trainer:
         self.setup(drawn[0])
         if self.compiled is None and self.steps > 0:
             self.plan(drawn[0])
-        for index, batch in enumerate(drawn):
+        for index, batch in zip(self._order, drawn, strict=True):
             results |= self._run(index, batch)
         self.steps += 1
         self.objective.step.add_(1)

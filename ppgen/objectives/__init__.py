@@ -1,5 +1,6 @@
 """Objectives: what is optimised, one class per paper."""
 
+from ppgen.objectives.adversarial import ACGAN, GAN, MADGAN, WGAN, WGANGP, BiGAN, InfoGAN, PacGAN, UnrolledGAN
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase, Stock, as_objective
 from ppgen.objectives.bounds import CIWAE, IWAE, MIWAE, PIWAE, Renyi, VRMax
 from ppgen.objectives.divergences import WAE, InfoVAE, SlicedWAE
@@ -12,20 +13,28 @@ from ppgen.objectives.transport import SinkhornAE
 from ppgen.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 
 __all__ = [
+    "ACGAN",
     "CIWAE",
     "ELBO",
+    "GAN",
     "IWAE",
+    "MADGAN",
     "MIWAE",
     "OBJECTIVES",
     "PIWAE",
     "WAE",
+    "WGAN",
+    "WGANGP",
     "BetaTCVAE",
+    "BiGAN",
     "EnumeratedELBO",
+    "InfoGAN",
     "InfoVAE",
     "Losses",
     "Metrics",
     "MonteCarloEM",
     "Objective",
+    "PacGAN",
     "Phase",
     "Renyi",
     "ReweightedWakeSleep",
@@ -33,6 +42,7 @@ __all__ = [
     "SinkhornAE",
     "SlicedWAE",
     "Stock",
+    "UnrolledGAN",
     "VRMax",
     "WakeSleep",
     "as_objective",

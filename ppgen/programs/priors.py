@@ -33,19 +33,23 @@ class _Until(Messenger):
             raise _AllDrawnError
 
 
-def draw_prior(model: Program, batch: Batch, names: Iterable[str]) -> dict[str, Site]:
+def draw_prior(model: Program, batch: Batch, names: Iterable[str], *, given: Iterable[str] = ()) -> dict[str, Site]:
     """Draws sites of the model from the model alone, as many rows as the batch has; gradients pass through the draws.
 
-    The run ends at the last of the sites: what follows them (a decoder, with its batch normalisation) is not touched.
+    Sites in ``given`` have the values of the columns of their names instead. The run ends at the last of the sites:
+    what follows them (a decoder, with its batch normalisation) is not touched.
 
     Raises:
         ConfigError: if a site cannot be drawn: from an improper prior, say.
     """
     until = _Until(names)
+    program = poutine.uncondition(model)
+    if columns := {name: batch[name] for name in given}:
+        program = poutine.condition(program, data=columns)
     args, kwargs = arguments(model, batch)
     try:
         with contextlib.suppress(_AllDrawnError), until:
-            poutine.uncondition(model)(*args, **kwargs)
+            program(*args, **kwargs)
     except NotImplementedError as error:
         raise ConfigError(f"expected a prior that can be drawn from; got {error or 'an improper one'}") from error
     if until.waiting:
