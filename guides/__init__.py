@@ -2,6 +2,7 @@
 
 from ppgen.guides.belief import BottomUp
 from ppgen.guides.gaussian import DiagonalGaussian, FullGaussian
+from ppgen.guides.implicit import Implicit
 from ppgen.guides.label import Label
 from ppgen.guides.nothing import Nothing
 from ppgen.guides.points import PointEstimate, PosteriorDraws
@@ -11,6 +12,7 @@ __all__ = [
     "BottomUp",
     "DiagonalGaussian",
     "FullGaussian",
+    "Implicit",
     "Label",
     "Nothing",
     "PointEstimate",

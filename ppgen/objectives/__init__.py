@@ -1,6 +1,19 @@
 """Objectives: what is optimised, one class per paper."""
 
-from ppgen.objectives.adversarial import ACGAN, GAN, MADGAN, WGAN, WGANGP, BiGAN, InfoGAN, PacGAN, UnrolledGAN
+from ppgen.objectives.adversarial import (
+    AAE,
+    ACGAN,
+    AVB,
+    GAN,
+    MADGAN,
+    VAEGAN,
+    WGAN,
+    WGANGP,
+    BiGAN,
+    InfoGAN,
+    PacGAN,
+    UnrolledGAN,
+)
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase, Stock, as_objective
 from ppgen.objectives.bounds import CIWAE, IWAE, MIWAE, PIWAE, Renyi, VRMax
 from ppgen.objectives.divergences import WAE, InfoVAE, SlicedWAE
@@ -13,7 +26,9 @@ from ppgen.objectives.transport import SinkhornAE
 from ppgen.objectives.wake_sleep import ReweightedWakeSleep, WakeSleep
 
 __all__ = [
+    "AAE",
     "ACGAN",
+    "AVB",
     "CIWAE",
     "ELBO",
     "GAN",
@@ -22,6 +37,7 @@ __all__ = [
     "MIWAE",
     "OBJECTIVES",
     "PIWAE",
+    "VAEGAN",
     "WAE",
     "WGAN",
     "WGANGP",
