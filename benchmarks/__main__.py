@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import curves, estimators, toy, wake_sleep
+from benchmarks import avb, curves, estimators, toy, view, wake_sleep
 from benchmarks.works import WORKS
 from ppgen.errors import ConfigError, PpgenError
 
@@ -184,9 +184,12 @@ def growth_point(threads: int, axis: str, value: int, contender: str) -> None:
     click.echo(json.dumps(growth.measure_point(chosen_axis, value, contender)))
 
 
+main.add_command(avb.command)
 main.add_command(estimators.command)
 main.add_command(curves.command)
+main.add_command(modes.command)
 main.add_command(toy.command)
+main.add_command(view.command)
 main.add_command(wake_sleep.command)
 
 

@@ -207,6 +207,15 @@ def first_nonfinite(players: Mapping[str, Player], losses: Mapping[str, Tensor],
     return f"the loss of player '{bad[0]}'" if bad else "an overflow that did not recur"
 
 
+def label(name: str, player: str) -> str:
+    """Returns what a quantity of a player is called in reports.
+
+    >>> label("loss", "critic"), label("loss", "all")
+    ('loss/critic', 'loss')
+    """
+    return name if player == "all" else f"{name}/{player}"
+
+
 def _optimizer_of(player: str, optimizer: OptimizerLike) -> Optimizer:
     if isinstance(optimizer, Mapping):
         if player not in optimizer:

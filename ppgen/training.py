@@ -98,8 +98,8 @@ class Trainer:
         self.skipped = 0
         self._optimizer = optimizer
         self._phases = tuple(self.objective.phases())
-        # a phase that comes several times in a step is one function, compiled once
-        self._order = tuple(self._phases.index(phase) for phase in self._phases)
+        # by its first place: a phase that comes several times in a step is compiled once
+        self._order = [self._phases.index(phase) for phase in self._phases]
         self._store = programs.Store()
         self._players: dict[str, Player] = {}
         self._average = Average(average)
@@ -162,10 +162,9 @@ class Trainer:
         """
         self.setup(batch)
         random_states = devices.all_random_states()
-        counts = {index: self._order.count(index) for index in sorted(set(self._order))}
-        phases: dict[Phase, int] = {functools.partial(self._advance, index): n for index, n in counts.items()}
+        phases: dict[Phase, int] = {functools.partial(self._advance, i): self._order.count(i) for i in {*self._order}}
         remaining = None if self._horizon is None else self._horizon - self.steps
-        part, *_ = [self._parallel.part(i, self._placed(batch), step=self.steps + 1) for i in counts]
+        part, *_ = [self._parallel.part(i, self._placed(batch), step=self.steps + 1) for i in {*self._order}]
         self._stepper.plan(phases, part, [*self._state(), self.objective.step], remaining)
         devices.set_all_random_states(random_states)
         if self.steps == 0:
@@ -234,8 +233,8 @@ class Trainer:
 
     def _report(self, recent: list[dict[str, Tensor]]) -> Metrics:
         self.check_finite()
-        means = {name: torch.stack([r[name] for r in recent if name in r]).mean() for name in recent[-1]}
-        return {"step": self.steps, **{name: float(mean) for name, mean in means.items()}}
+        means = {name: float(torch.stack([r[name] for r in recent if name in r]).mean()) for name in recent[-1]}
+        return {"step": self.steps, **means}
 
     def step(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
         """Takes one step: every phase once, each on a batch of its own.
@@ -315,8 +314,8 @@ class Trainer:
                 self._average.follow([self._players[player] for player in losses], self.objective.step, finite)
             for name, tensor in self._buffers.items():
                 tensor.copy_(torch.where(finite, tensor, buffers[name]))
-        results = {_label("loss", player): loss.detach() for player, loss in losses.items()}
-        results |= {_label("gradient_norm", player): norm for player, norm in norms.items()}
+        results = {players.label("loss", player): loss.detach() for player, loss in losses.items()}
+        results |= {players.label("gradient_norm", player): norm for player, norm in norms.items()}
         return results | metrics | {"finite": finite}
 
     def check_finite(self) -> None:
@@ -397,7 +396,3 @@ class Trainer:
         self.objective.step.fill_(self.steps)
         self._stepper.load_state_dict(state["stepper"])
         devices.set_all_random_states(state["random"])
-
-
-def _label(name: str, player: str) -> str:
-    return name if player == "all" else f"{name}/{player}"

@@ -25,6 +25,7 @@ def avb(
     hidden: tuple[Count, ...] = (256,),
     critic_hidden: tuple[Count, ...] = (256, 256),
     activation: str = "relu",
+    critic_activation: str = "leaky-relu",
     binarization: Binarization = "none",
     learning_rate: Positive = 1e-3,
     critic_rate: Positive = 1e-3,
@@ -41,13 +42,19 @@ def avb(
     """
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     decoder = nn.decoder([z_dim], data.shape, chosen.features, network=network, hidden=hidden, activation=activation)
-    others = {"others": [noise_dim]} if guide == "implicit" else {}
-    outputs = z_dim if guide == "implicit" else 2 * z_dim
-    encoder = nn.encoder(data.shape, outputs, network=network, hidden=hidden, activation=activation, **others)
-    critic = nn.critic(data.shape, hidden=critic_hidden, others=[z_dim])
+    implicit = guide == "implicit"
+    encoder = nn.encoder(
+        data.shape,
+        z_dim if implicit else 2 * z_dim,
+        network=network,
+        hidden=hidden,
+        others=[noise_dim] if implicit else [],
+        activation=activation,
+    )
+    critic = nn.critic(data.shape, hidden=critic_hidden, others=[z_dim], activation=critic_activation)
     return Recipe(
         model=models.VAE(decoder, chosen, z_dim),
-        guide=guides.Implicit(encoder, noise_dim) if guide == "implicit" else guides.DiagonalGaussian(encoder, z_dim),
+        guide=guides.Implicit(encoder, noise_dim) if implicit else guides.DiagonalGaussian(encoder, z_dim),
         objective=AVB(critic, contrast=contrast, critic_steps=critic_steps),
         data=data,
         optimizer=players_adam(learning_rate, critic_rate, betas=(0.5, 0.999), schedule=schedule, name="autoencoder"),
@@ -59,7 +66,14 @@ def avb(
     )
 
 
-IMAGES = {"z_dim": 32, "noise_dim": 32, "hidden": (300, 300), "critic_hidden": (512, 512), "binarization": "dynamic", "epochs": 20}
+IMAGES = {
+    "z_dim": 32,
+    "noise_dim": 32,
+    "hidden": (300, 300),
+    "critic_hidden": (512, 512),
+    "binarization": "dynamic",
+    "epochs": 20,
+}
 
 AVB_ENTRY = Entry(
     "avb",
@@ -72,8 +86,12 @@ AVB_ENTRY = Entry(
             "contrast": 0,
             "hidden": (128, 128),
             "critic_hidden": (128, 128),
-            "critic_steps": 2,
-            "batch_size": 512,
+            "activation": "elu",
+            "critic_activation": "elu",
+            "critic_steps": 5,
+            "learning_rate": 2e-4,
+            "batch_size": 256,
+            "epochs": 1_250,
         },
         **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
         "binarized-mnist": IMAGES | {"binarization": "none"},

@@ -121,7 +121,8 @@ class GAN(Objective):
         column_of(batch, self.sites[0])
         with programs.strictly_checked():
             self._inferred = tuple(name for name in self.sites if name not in batch)
-            simulated, inferred = self._drawn(model, guide, batch)
+            # a guide that does not play runs too, so that parameters that nobody would train are noticed
+            simulated, inferred = programs.simulate(model, batch, given=self.given), programs.infer(guide, batch)
             self.require_sites(simulated, inferred)
             programs.require_pathwise(simulated, program="model")
             sides = self._sides(simulated, inferred, batch)
@@ -162,8 +163,9 @@ class GAN(Objective):
             return {"critic": critic, "autoencoder": programs.leaves(model, guide)}
         apart = programs.separate_leaves(model, guide, batch)
         if apart["guide"]:
+            name = next(iter(apart["guide"])).removeprefix("store.")
             raise ConfigError(
-                f"the guide has parameters ('{next(iter(apart['guide']))}'), which {type(self).__name__} does not"
+                f"the guide has parameters ('{name}'), which {type(self).__name__} does not"
                 " train: give a guide without sites, or take BiGAN"
             )
         return {"critic": critic, "model": apart["model"]}

@@ -13,6 +13,7 @@ from ppgen.objectives.adversarial.values import ValueName, require_critic, value
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.prior_matching import divergence
 from ppgen.programs import Batch, Program
+from ppgen.programs.latents import require_densities
 
 
 class VAEGAN(Objective):
@@ -80,8 +81,7 @@ class VAEGAN(Objective):
                         f"expected continuous latents of the guide for VAEGAN; got site '{name}', whose draws have no"
                         " pathwise derivative"
                     )
-            if not divergence(joint).isfinite():
-                raise ConfigError("expected a guide with a density, a Gaussian say, for VAEGAN; got one without")
+            require_densities(joint)
             simulated = programs.simulate(model, batch)
             programs.require_pathwise(simulated, program="model")
             if not programs.has_pathwise(joint.model.nodes[self.column]):
