@@ -30,6 +30,39 @@ class RandomAffine(nn.Module):
         return random_affine(x, **self.options) if self.training else x
 
 
+class AgreedLogits(nn.Module):
+    """Log probabilities of a classifier, averaged over several random changes of an image while training.
+
+    Their average is only sure of a class where the classifier says the same of every change: who asks it to be sure
+    (the critic of a label, say) asks it not to mind the changes.
+
+    Args:
+        classifier: from images ``(batch, *shape)`` to logits ``(batch, classes)``.
+        change: a random change of images, which does nothing in evaluation.
+        views: how many changes of each image.
+
+    Shapes:
+        image ``(batch, *shape)``; output ``(batch, classes)``.
+    """
+
+    def __init__(self, classifier: nn.Module, change: nn.Module, *, views: int = 2) -> None:
+        super().__init__()
+        if views < 1:
+            raise ConfigError(f"expected views >= 1; got {views}")
+        self.classifier = classifier
+        self.change = change
+        self.views = views
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns ``(batch, classes)``."""
+        views = self.views if self.training else 1
+        many = x.repeat(views, *(1 for _ in x.shape[1:]))  # side by side: one pass through the classifier
+        logits: Tensor = self.classifier(self.change(many))
+        if views == 1:
+            return logits
+        return logits.unflatten(0, (views, -1)).log_softmax(-1).logsumexp(0) - math.log(views)
+
+
 def random_affine(
     x: Tensor, *, shift: float = 2.0, rotation: float = 10.0, scale: float = 0.1, shear: float = 0.15
 ) -> Tensor:

@@ -1,5 +1,6 @@
 """Multilayer perceptrons of one or several inputs, and the shape helpers that all networks share."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from ppgen.errors import ConfigError
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
+    "leaky-relu": functools.partial(nn.LeakyReLU, 0.2),
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "elu": nn.ELU,
@@ -35,11 +37,15 @@ def size_of(shape: Sequence[int]) -> int:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Turns integer labels ``(...)`` into ``(..., classes)`` of 0 and 1.
+    """Turns integer labels ``(...)`` into ``(..., classes)`` of 0 and 1; all 0 for -1, a label that is missing.
+
+    Probabilities of the classes ``(..., classes)``, by which adversarial objectives relax labels, stay as they are.
 
     >>> one_hot(torch.tensor([2, 0]), 3).tolist()
     [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
+    if labels.is_floating_point():
+        return labels
     # torch.nn.functional.one_hot reads the largest label back to the host, which stops tracing
     states = torch.arange(classes, device=labels.device)
     return (labels.unsqueeze(-1) == states).to(torch.get_default_dtype())
@@ -50,6 +56,31 @@ def fold(function: Callable[[Tensor], Tensor], x: Tensor, event_dims: int) -> Te
     leading = x.shape[: x.dim() - event_dims]
     y = function(x.reshape(-1, *x.shape[len(leading) :]))
     return y.reshape(*leading, *y.shape[1:])
+
+
+class Factored(nn.ModuleList):
+    """The linear layer of one or several inputs, ``W_a a + W_b b + c``: inputs broadcast, nothing is concatenated.
+
+    Args:
+        sizes: features of each input.
+        outputs: features of the output.
+
+    Shapes:
+        inputs ``(..., sizes[i])`` with leading dimensions that broadcast; output ``(..., outputs)``.
+    """
+
+    def __init__(self, sizes: Sequence[int], outputs: int) -> None:
+        super().__init__(nn.Linear(size, outputs, bias=index == 0) for index, size in enumerate(sizes))
+        # as one layer over the concatenated inputs would be
+        bound = 1 / math.sqrt(sum(sizes))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Returns ``(..., outputs)``."""
+        first, *others = (layer(x) for layer, x in zip(self, inputs, strict=True))
+        total: Tensor = sum(others, first)
+        return total
 
 
 class MLP(nn.Module):
@@ -83,8 +114,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [inputs] if isinstance(inputs, int) else list(inputs)
         first, *rest = (*hidden, outputs)
-        self.first = nn.ModuleList(nn.Linear(size, first, bias=index == 0) for index, size in enumerate(sizes))
-        self._initialise(sum(sizes))
+        self.first = Factored(sizes, first)
         layers: list[nn.Module] = []
         for width, following in zip(hidden, rest, strict=True):
             layers += [_BatchNorm(width)] if batch_norm else []
@@ -93,19 +123,9 @@ class MLP(nn.Module):
             layers.append(nn.Linear(width, following))
         self.rest = nn.Sequential(*layers)
 
-    def _initialise(self, fan_in: int) -> None:
-        # as one layer over the concatenated inputs would be
-        bound = 1 / math.sqrt(fan_in)
-        for layer in self.first:
-            for parameter in layer.parameters():
-                nn.init.uniform_(parameter, -bound, bound)
-
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns ``(..., outputs)``."""
-        hidden = self.first[0](inputs[0])
-        for layer, x in zip(self.first[1:], inputs[1:], strict=True):
-            hidden = hidden + layer(x)
-        return self.rest(hidden)  # type: ignore[no-any-return]
+        return self.rest(self.first(*inputs))  # type: ignore[no-any-return]
 
 
 _activation = activation  # the function, where an argument has its name
