@@ -16,6 +16,7 @@ from ppgen.errors import ConfigError, DataError
 Columns = dict[str, Tensor]
 Binarization = Literal["none", "static", "dynamic"]
 SPLITS = ("train", "validation", "test")
+_MOST_LISTED = 100  # classes; EMNIST has 47
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,9 +68,8 @@ class Dataset:
         lines += [f"  {split:<11}{len(columns['x'])} rows" for split, columns in self.splits.items()]
         lines += [f"  {name:<11}{_summary(column)}" for name, column in self.train.items() if name != "y"]
         if self.classes is not None:
-            counts = " | ".join(f"{name}: {count}" for name, count in self._labels_by_class().items())
             unlabelled = int((self.train["y"] < 0).sum())
-            text = f"{len(self.classes)} classes; kept in train: {counts}; unlabelled: {unlabelled}"
+            text = f"{len(self.classes)} classes; kept in train: {self._counts()}; unlabelled: {unlabelled}"
             lines += textwrap.wrap(text, 110, initial_indent="  y          ", subsequent_indent=" " * 13)
         if self.binarization != "none":
             lines.append(f"  binarized  {self.binarization}")
@@ -157,6 +157,12 @@ class Dataset:
             return dict(self.train)
         missing = self.train["y"] < 0
         return {name: held_if_small(column[missing]) for name, column in self.train.items() if name != "y"}
+
+    def _counts(self) -> str:
+        counts = self._labels_by_class()
+        if len(counts) > _MOST_LISTED:
+            return f"{min(counts.values())} to {max(counts.values())} of each, {sum(counts.values())} in all"
+        return " | ".join(f"{name}: {count}" for name, count in counts.items())
 
     def _labels_by_class(self) -> dict[str, int]:
         classes = self.classes or ()

@@ -10,6 +10,8 @@ import numpy as np
 
 from ppgen.data.checking import Array, Raw, reading
 from ppgen.data.files import arrays_of
+from ppgen.data.stacking import stacked
+from ppgen.data.synthetic import four_points, grid, ring, swiss_roll
 from ppgen.errors import DataError
 
 _DIGITS = tuple("0123456789")
@@ -241,4 +243,16 @@ SOURCES: Mapping[str, Source] = {
             "binarized_mnist_train.amat",
         ),
     ),
+    "stacked-mnist": Source(
+        "50,000 stacks of three handwritten digits as colours: 1,000 modes, 28 x 28",
+        stacked(_idx_reader("MNIST", _DIGITS)),
+        (f"MNIST/{_IDX}",),
+    ),
+    "stacked-digits": Source(
+        "50,000 stacks of three small digits as colours: 1,000 modes, 8 x 8 (offline)", stacked(_digits)
+    ),
+    "ring": Source("8 narrow Gaussians on the unit circle, 2-D", ring),
+    "grid": Source("25 narrow Gaussians on a 5 x 5 grid, 2-D", grid),
+    "swiss-roll": Source("a spiral in 10 segments, 2-D", swiss_roll),
+    "four-points": Source("4 one-hot vectors of length 4, equally often", four_points),
 }
