@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 import ppgen
-from ppgen import cli_estimators, display, failures, launching
+from ppgen import cli_estimators, cli_outcomes, display, failures, launching
+from ppgen.cli_outcomes import open_run
 from ppgen.interruption import heeded
-from ppgen.options import AT_LEAST_1, FILE, as_json, data_root, own_recipe, training_options
+from ppgen.options import AT_LEAST_1, as_json, data_root, own_recipe, training_options
 
 if TYPE_CHECKING:
     from ppgen.interruption import Interruption
     from ppgen.processes import Processes
     from ppgen.recipes import Entry
-    from ppgen.runs import Record, Run
+    from ppgen.runs import Run
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
@@ -124,7 +125,7 @@ def train(
             return
         with failures.memory_of(resolved.options, prefix="--set "):
             if begun := begun_folder(processes):  # by processes of which one was killed
-                made = _open(begun, request.recipe if ":" in request.recipe else None, None, processes)
+                made = open_run(begun, request.recipe if ":" in request.recipe else None, None, processes)
             else:
                 made = Run.create(request, out, processes=processes)
             _train_and_judge(made, interruption, as_json=as_json)
@@ -202,73 +203,16 @@ def sweep(
 def resume(run: str, recipe: str | None, data_root: str | None, change_processes: bool, as_json: bool) -> None:
     """Go on with RUN, a run folder, exactly where it stopped; judge a finished one again."""
     with heeded() as interruption, _together() as processes:
-        opened = _open(run, recipe, data_root, processes)
+        opened = open_run(run, recipe, data_root, processes)
         if not change_processes:
             opened.require_processes()
         with failures.memory_of(opened.config.options, prefix="--set "):
             _train_and_judge(opened, interruption, as_json=as_json)
 
 
-@commands.command()
-@click.argument("run")
-@click.option(
-    "--measure", "measures", type=click.Choice(["nll", "accuracy", "elbo"]), multiple=True, help="May be repeated."
-)
-@click.option("--particles", metavar="N", type=AT_LEAST_1, help="Draws a row.  [default: the recipe's]")
-@click.option("--arviz", type=FILE, metavar="FILE.nc", help="Write draws of everything for ArviZ.")
-@own_recipe
-@data_root
-@as_json
-def evaluate(
-    run: str,
-    measures: tuple[str, ...],
-    particles: int | None,
-    arviz: Path | None,
-    recipe: str | None,
-    data_root: str | None,
-    as_json: bool,
-) -> None:
-    """Judge RUN, a run folder, on test rows; nothing is written into it."""
-    from ppgen import exports
-    from ppgen.devices import use_free_cores
-
-    if arviz:
-        exports.check_file(arviz, (".nc",))
-    opened = _open(run, recipe, data_root)
-    use_free_cores()
-    sizes = {"particles": particles or opened.recipe.particles}
-    with failures.memory_of(sizes, prefix="--"), display.waiting("Judging on test rows ..."):
-        document = opened.result(particles=particles, **({"measures": measures} if measures else {}))
-        written = exports.write_arviz(opened, arviz) if arviz else ""
-    _show(document, opened, as_json=as_json)
-    if arviz:
-        display.say(f"Wrote {arviz}: {written}.")
-
-
-@commands.command()
-@click.argument("run")
-@click.option("-n", "--number", metavar="N", type=AT_LEAST_1, default=100, help="How many.")
-@click.option("--label", metavar="Y", help="Only of this class, by name or number.")
-@click.option("--out", type=FILE, metavar="FILE", help=".png, .npz or .npy.  [default: RUN-samples.png or .npz]")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Seed of the draws.")
-@own_recipe
-@data_root
-def sample(
-    run: str, number: int, label: str | None, out: Path | None, seed: int, recipe: str | None, data_root: str | None
-) -> None:
-    """Draw samples from the model of RUN, a run folder.
-
-    A .png shows the means of images, a .npz holds draws and means, a .npy the draws of x.
-    """
-    from ppgen import exports
-
-    if out:
-        exports.check_file(out, exports.FORMATS)
-    opened = _open(run, recipe, data_root)
-    path = out or exports.default_file(opened)
-    with failures.memory_of({"number": number}, prefix="--"):
-        exports.write_samples(opened, path, number, label=label, seed=seed)
-    display.write(f"Wrote {number:,} samples to {display.short(path)}")
+commands.add_command(cli_outcomes.evaluate)
+commands.add_command(cli_outcomes.sample)
+commands.add_command(cli_outcomes.embed)
 
 
 @commands.command()
@@ -339,14 +283,6 @@ def _find(recipe: str) -> "Entry":
     return find(recipe)
 
 
-def _open(run: str, recipe: str | None, data_root: str | None, processes: "Processes | None" = None) -> "Run":
-    from ppgen.runs import Run
-
-    if recipe:
-        display.say(f"Running the code of {recipe.rpartition(':')[0]}.")
-    return Run.open(run, recipe=recipe, data_root=data_root, processes=processes)
-
-
 def _train_and_judge(run: "Run", interruption: "Interruption", *, as_json: bool) -> None:
     with run.folder.lock():
         if not run.processes.leads:
@@ -359,13 +295,6 @@ def _train_and_judge(run: "Run", interruption: "Interruption", *, as_json: bool)
                 show_record(record)
         with display.waiting("Judging on test rows ..."):
             document = run.judge()
-    _show(document, run, as_json=as_json)
+    cli_outcomes.show(document, run, as_json=as_json)
     if not as_json:
         display.show_ways_on(document)
-
-
-def _show(document: "Record", run: "Run", *, as_json: bool) -> None:
-    if as_json:
-        display.write(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        display.show_result(document, rows=len(run.data.test["x"]))

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ppgen import launching
+from ppgen import launching, measured
 
 if TYPE_CHECKING:
     from ppgen.runs import Record, Run
@@ -241,21 +241,10 @@ def waiting(message: str) -> Iterator[None]:
 
 def show_result(document: Mapping[str, Any], *, rows: int) -> None:
     """Prints a judged result as a table to standard output."""
-    test, baselines = document["test"], document.get("baselines", {})
-    table = []
-    if "accuracy" in test:
-        table.append(("accuracy", _percent(test["accuracy"])))
-    table += [(f"  {name.replace('_', ' ')}", _percent(found)) for name, found in baselines.items()]
-    for name, title in (("nll", "NLL, at most"), ("elbo", "ELBO")):
-        if name in test:
-            table.append((title, _nats(test[name])))
-    caption = "Intervals: 95 %." if "accuracy" in test else ""
-    if baselines:
-        caption += " The baselines saw the same labels only"
-        caption += "; label spreading, the unlabelled rows too." if "label_spreading" in baselines else "."
+    table = measured.lines(document["test"], document.get("baselines", {}))
     title = f"{document['recipe']} on {rows:,} test rows of {document['data']}, after {document['steps']:,} steps"
     if table:
-        show_table(title, ("measure", "value"), table, caption=caption)
+        show_table(title, ("measure", "value"), table, caption=measured.notes(document))
     if "sampling" in document:
         show_posterior(document["sampling"])
 
@@ -288,14 +277,3 @@ def show_ways_on(document: Mapping[str, Any]) -> None:
     # a run folder runs no code by itself: your own recipe is named again
     own = f" --recipe {document['recipe']}" if ":" in document["recipe"] else ""
     write("Go on with: " + ", ".join(f"ppgen {command} {run}{own}" for command in ("evaluate", "sample", "resume")))
-
-
-def _percent(found: Mapping[str, float]) -> str:
-    return f"{100 * found['value']:.1f} %  ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
-
-
-def _nats(found: Mapping[str, Any]) -> str:
-    if found["value"] is None:
-        return "not finite"
-    error = "" if found["stderr"] is None else f" ± {found['stderr']:.2f}"
-    return f"{found['value']:.2f}{error} nats  ({found['particles']:,} particle{'s' if found['particles'] > 1 else ''})"

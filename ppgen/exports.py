@@ -13,7 +13,7 @@ from torch import Tensor
 from ppgen import programs
 from ppgen.data import Columns, Dataset
 from ppgen.errors import ConfigError, StorageError
-from ppgen.evaluation import arviz
+from ppgen.evaluation import arviz, missing_density
 from ppgen.evaluation.slices import few, seeded, without
 from ppgen.runs import Run
 from ppgen.sampling import Sampler
@@ -123,16 +123,16 @@ def write_samples(run: Run, path: Path, rows: int, *, label: str | None = None, 
     if path.suffix != ".npz" and "x" not in means:
         raise ConfigError(f"the model has no data site 'x' but {', '.join(means)}: choose a file ending in .npz")
     if path.suffix == ".png":
-        _replace(path, _png(means["x"], run))
+        replace_file(path, _png(means["x"], run))
     elif path.suffix == ".npy":
         buffer = io.BytesIO()
         np.save(buffer, drawn["x"].numpy(), allow_pickle=False)
-        _replace(path, buffer.getvalue())
+        replace_file(path, buffer.getvalue())
     else:
         buffer = io.BytesIO()
         arrays = drawn | {f"{name}_mean": mean for name, mean in means.items()}
         np.savez_compressed(buffer, allow_pickle=False, **{name: value.numpy() for name, value in arrays.items()})
-        _replace(path, buffer.getvalue())
+        replace_file(path, buffer.getvalue())
 
 
 def _png(images: Tensor, run: Run) -> bytes:
@@ -153,7 +153,8 @@ def _png(images: Tensor, run: Run) -> bytes:
     return buffer.getvalue()
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in the place of what may be there; `StorageError` if it cannot be."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
         temporary.write_bytes(content)
@@ -171,6 +172,7 @@ def write_arviz(run: Run, path: Path) -> str:
 
     Raises:
         CheckpointError: if a run that samples has no draws yet.
+        ConfigError: if the run has no density for its data.
         StorageError: if the file cannot be written.
     """
     if isinstance(run.trainer, Sampler):
@@ -178,6 +180,11 @@ def write_arviz(run: Run, path: Path) -> str:
         sampling = run.trainer.sampling
         return f"{len(run.trainer.chains)} chains of {sampling.draws:,} draws of the posterior"
     test = run.data.test
+    if missing := missing_density(run.trainer, test):
+        raise ConfigError(
+            f"an ArviZ file holds weighted draws, and this run has no density to weight them by: {missing}; take `ppgen"
+            " sample`, or `ppgen embed` where there is an encoder"
+        )
     rows = len(next(iter(test.values())))
     values = max(column[0].numel() for column in test.values())
     count = max(1, min(rows, int(MOST_VALUES / (DRAWS * values))))

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ppgen import data as datasets
+from ppgen import monitoring, results
 from ppgen.configuration import Config, Resolved, from_toml, identity, read_config, versions
 from ppgen.data import Dataset
-from ppgen.devices import choose_device, same_random_states, seed_all, threads_for
+from ppgen.devices import choose_device, seed_all, threads_for
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.places import create_folder, find_data_below, load_data, load_together, open_folder, place_for, recipe_of
 from ppgen.processes import Processes
@@ -62,6 +63,7 @@ class Run:
         entry: the recipe by name.
         recipe: model, guide, objective and settings.
         data: as the recipe binarised it.
+        loaded: as it was loaded.
         trainer: what holds the parameters.
         folder: where it lives.
         steps: how many it takes.
@@ -77,7 +79,7 @@ class Run:
         seed_all(config.seed)
         self.recipe = entry.build(data, config.options)
         self.data = self.recipe.data or data
-        self._loaded = data
+        self.loaded = data
         resolved = config.resolved
         device = self.processes.device(choose_device(resolved.device if resolved else config.device))
         self.batches = self.recipe.batches(config.seed, device)
@@ -292,6 +294,9 @@ class Run:
             try:
                 yield from self._window(every, until)
                 if self.trainer.steps % between == 0 or self.trainer.steps == self.steps:
+                    if self._is_watched:
+                        step = self.trainer.steps
+                        monitoring.draw_samples(self.trainer, self.data, self.folder.path, step=step)
                     self.save()
             except DivergedError as error:
                 self._roll_back(error)
@@ -314,23 +319,20 @@ class Run:
             seconds = time.perf_counter() - start
             self.seconds += seconds
             rows = (self.batches.position - before) * self.recipe.rows_per_batch
-            record: Record = {**metrics, "seconds": self.seconds, **self._validated()}
+            record: Record = {**metrics, "seconds": self.seconds}
             if not self.recipe.sampling:
                 compiled = self.trainer.compiling_seconds - compiling
                 record["epoch"] = self.trainer.steps / self.batches.steps_per_epoch
                 record["images_per_second"] = rows / (seconds - compiled)
                 record |= {"compile_seconds": compiled} if compiled else {}
+            if self._is_watched:
+                record = monitoring.looked_at(record, self.trainer, self.data, self.folder)
             self.folder.append_metrics(record)
             yield record
 
-    def _validated(self) -> Record:
-        from ppgen.evaluation.validation import validated
-
-        if not self.processes.leads or self.recipe.sampling:
-            return {}
-        # a look must not change what comes after it: a stopped run looks more often than one that goes through
-        with same_random_states():
-            return validated(self.trainer, self.data)
+    @property
+    def _is_watched(self) -> bool:
+        return self.processes.leads and not self.recipe.sampling
 
     def _roll_back(self, error: DivergedError) -> None:
         if self.config.on_nan != "rollback" or self._rollbacks >= MOST_ROLLBACKS:
@@ -345,32 +347,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------- judgement
 
-    def result(self, *, particles: int | None = None, measures: tuple[str, ...] = ("nll", "accuracy")) -> Record:
-        """Judges the run on its test rows: the document that ``--json`` prints."""
-        from ppgen import evaluation
-        from ppgen.evaluation.baselines import baselines
-
-        count = particles or self.recipe.particles
-        judged = evaluation.evaluate(self.trainer, self.data.test, particles=count, measures=measures)
-        document = self._document(judged.as_dict())
-        if judged.accuracy is not None:
-            found = baselines(self._loaded)  # intensities where the model was given binary draws of them
-            document["baselines"] = {name: proportion.as_dict() for name, proportion in found.items()}
-        return document
-
-    def _document(self, test: Record) -> Record:
-        return {
-            "run": str(self.folder.path),
-            "recipe": self.config.recipe,
-            "data": self.config.data.name,
-            "labels": self.config.data.labels,
-            "seed": self.config.seed,
-            "steps": self.trainer.steps,
-            "seconds": round(self.seconds, 3),
-            "compiled": bool(self.trainer.compiled),
-            "test": test,
-            **({"sampling": self.trainer.report()} if isinstance(self.trainer, Sampler) else {}),
-        }
+    def result(
+        self, *, particles: int | None = None, measures: tuple[str, ...] = (), samples: int | None = None
+    ) -> Record:
+        """Judges the run on its test rows: the document that ``--json`` prints. See `results.judged`."""
+        return results.judged(self, particles=particles, measures=measures, samples=samples)
 
     def write_pictures(self) -> list[Path]:
         """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into the folder; returns those drawn."""
@@ -387,7 +368,7 @@ class Run:
             document = self.result()
         except ConfigError as error:
             logger.warning("not judged on test rows: %s", error)
-            document = self._document({})
+            document = results.documented(self, {})
         self.write_pictures()
         self.folder.write_text("result.json", json.dumps(document, indent=2) + "\n")
         return document

@@ -11,7 +11,17 @@ from ppgen.errors import DataError
 from ppgen.grids import Point, as_text
 from ppgen.runs import Record
 
-MEASURES = {"accuracy": "accuracy", "nll": "NLL, at most", "elbo": "ELBO"}
+MEASURES = {
+    "accuracy": "accuracy",
+    "nll": "NLL, at most",
+    "elbo": "ELBO",
+    "modes": "modes",
+    "mmd": "squared MMD",
+    "c2st": "told apart (C2ST)",
+}
+PERCENT = (100, " %", 1)
+UNITS = {"accuracy": PERCENT, "c2st": PERCENT, "seconds": (1, "", 1), "modes": (1, "", 1), "mmd": (1, "", 4)}
+"""What a measure is multiplied by, its unit and its digits; those of nats unless here."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ def _cell(mean: Mapping[str, Any] | None, name: str) -> str:
         return "-"
     if mean["value"] is None:
         return "not finite"
-    factor, unit, digits = (100, " %", 1) if name == "accuracy" else (1, "", 1 if name == "seconds" else 2)
+    factor, unit, digits = UNITS.get(name, (1, "", 2))
     half = None if mean["low"] is None else mean["high"] - mean["value"]
     interval = "" if half is None else f" ± {factor * half:.{digits}f}"
     return f"{factor * mean['value']:.{digits}f}{interval}{unit}"

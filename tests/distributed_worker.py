@@ -28,7 +28,7 @@ from ppgen import nn as ppgen_nn
 from ppgen.data import Dataset
 from ppgen.distribution import DataParallel
 from ppgen.errors import PpgenError
-from ppgen.objectives import ELBO, Objective, SemiSupervised
+from ppgen.objectives import AAE, ELBO, GAN, WGANGP, Objective, SemiSupervised
 from ppgen.processes import Processes, joined
 from ppgen.recipes import Recipe
 from ppgen.sharing import SharedNoise
@@ -148,8 +148,22 @@ def game() -> Made:
     return model, guide, Game(), batch
 
 
+def wgan_gp() -> Made:
+    """Second derivatives, points between rows, and a phase that comes twice in a step."""
+    torch.manual_seed(6)
+    generator = models.Generator(ppgen_nn.generator([2], (6,), hidden=(8,)), (6,), 2)
+    critic = ppgen_nn.critic((6,), hidden=(8,), normalization="layer")
+    return generator, guides.Nothing(), WGANGP(critic, penalty=0.2, critic_steps=2), {"x": zoo.binary_rows(ROWS)}
+
+
+def aae() -> Made:
+    torch.manual_seed(6)
+    return (*zoo.small_vae(), AAE(ppgen_nn.critic((2,), hidden=(8,))), {"x": zoo.binary_rows(ROWS)})
+
+
 ALIKE: dict[str, Callable[[], Made]] = {
-    f.__name__: f for f in (vae, particles, m2, dropout, batch_norm, score_function, particles_by_rows, game)
+    f.__name__: f
+    for f in (vae, particles, m2, dropout, batch_norm, score_function, particles_by_rows, game, wgan_gp, aae)
 }
 
 
@@ -222,6 +236,12 @@ def own_statistics() -> Iterator[None]:
         yield
 
 
+def minibatch_discrimination() -> Made:
+    """Its critic compares the rows of a batch with each other."""
+    generator, guide, _, batch = wgan_gp()
+    return generator, guide, GAN(ppgen_nn.critic((6,), hidden=(8,), minibatch=4)), batch
+
+
 REFUSED: dict[str, tuple[Callable[[], Made], Callable[[], Any]]] = {
     "no_mean": (no_mean, contextlib.nullcontext),
     "global_latent": (global_latent, contextlib.nullcontext),
@@ -229,6 +249,7 @@ REFUSED: dict[str, tuple[Callable[[], Made], Callable[[], Any]]] = {
     "uneven": (uneven, contextlib.nullcontext),
     "independent_noise": (vae, independent_noise),
     "own_statistics": (batch_norm, own_statistics),
+    "minibatch_discrimination": (minibatch_discrimination, contextlib.nullcontext),
 }
 
 

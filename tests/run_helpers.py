@@ -27,14 +27,38 @@ TINY: dict[str, dict[str, Any]] = {
     "toy": {"target": 0.1, "replicas": 10, "average": 0.9},
     "m2": {"z_dim": 2, "hidden": (16,), "batch_size": 100, "labelled_batch_size": 50, "average": 0.9},
 }
+DENSE: dict[str, Any] = {"hidden": (8,), "critic_hidden": (8,)}
+CONVOLUTIONS: dict[str, Any] = {"hidden": (2, 4), "critic_hidden": (2, 4)}
+GAMES: dict[str, dict[str, Any]] = {
+    "aae": {"z_dim": 2, **DENSE},
+    "aae-semisupervised": {"z_dim": 2, **DENSE},
+    "aae-clusters": {"z_dim": 2, "clusters": 3, **DENSE},
+    "acgan": {"z_dim": 4, "network": "mlp", **DENSE},
+    "ali": {"z_dim": 2, **DENSE},
+    "avb": {"z_dim": 2, "noise_dim": 2, "contrast": 2, **DENSE},
+    "bigan": {"z_dim": 2, **DENSE},
+    "cgan": {"z_dim": 4, "network": "mlp", **DENSE},
+    "dcgan": {"z_dim": 4, **CONVOLUTIONS},
+    "gan": {"z_dim": 4, **DENSE},
+    "infogan": {"z_dim": 4, "network": "mlp", "head": 4, **DENSE},
+    "mad-gan": {"z_dim": 4, "generators": 2, **DENSE},
+    "pacgan": {"z_dim": 4, **DENSE},
+    "sn-gan": {"z_dim": 4, **DENSE},
+    "unrolled-gan": {"z_dim": 4, "unroll": 2, **DENSE},
+    "vae-gan": {"z_dim": 2, "hidden": (2, 4), "encoder_hidden": (2, 4)},
+    "wgan": {"z_dim": 4, **DENSE},
+    "wgan-gp": {"z_dim": 4, **DENSE},
+}
+"""The adversarial recipes, each with options that make it small."""
 
 Work = Callable[[str, Config], None]
 
 
 def tiny(recipe: str, **changes: Any) -> Config:
     """The configuration of a run of 40 eager steps."""
-    options = TINY.get(recipe, {}) | changes.pop("options", {})
-    name = f"{OWN}:{recipe}" if recipe not in TINY and recipe.isidentifier() else recipe
+    known = TINY | GAMES
+    options = known.get(recipe, {}) | changes.pop("options", {})
+    name = f"{OWN}:{recipe}" if recipe not in known and recipe.isidentifier() else recipe
     return Config(**{"recipe": name, "steps": 40, "compile": "off", "device": "cpu", "options": options, **changes})
 
 
@@ -157,7 +181,8 @@ def _processes() -> Any:
     """Children are forked from one process that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
     slow_imports = ["sklearn.datasets", "sklearn.model_selection", "torch._dynamo", "pytest"]
-    context.set_forkserver_preload(["ppgen.runs", "ppgen.evaluation.validation", *slow_imports])
+    looks = ["ppgen.evaluation.validation", "ppgen.evaluation.pictures"]
+    context.set_forkserver_preload(["ppgen.runs", *looks, *slow_imports])
     return context
 
 

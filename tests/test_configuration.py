@@ -30,6 +30,8 @@ def drawn(value: Any, annotation: str, chooser: random.Random) -> Any:
         return None
     if "Literal" in annotation:
         return value
+    if "tuple[float" in annotation:
+        return tuple(chooser.random() for _ in value)
     if "tuple" in annotation:
         return tuple(chooser.randrange(1, 600) for _ in range(chooser.randrange(1, 4)))
     if "int" in annotation:

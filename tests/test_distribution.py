@@ -83,6 +83,7 @@ def test_every_compiled_step_equals_an_eager_one(seen: Any, name: str) -> None:
         ("permutation", "it draws with randperm, which rows of several processes cannot share"),
         ("uneven", "a batch of 17 rows cannot be divided evenly among 2 processes: use 16"),
         ("independent_noise", "how many random numbers it draws depends on the number of rows"),
+        ("minibatch_discrimination", "no mean over independent rows"),
         ("own_statistics", "keeps a statistic of the rows of its own process"),
     ],
 )

@@ -17,6 +17,7 @@ from ppgen import programs
 from ppgen.data import Dataset
 from ppgen.errors import ConfigError, StorageError
 from ppgen.evaluation import pictures
+from ppgen.evaluation.curves import curves_of
 from ppgen.guides import DiagonalGaussian, Label
 from ppgen.models import M2, VAE
 from ppgen.nn import MLP, decoder, encoder, likelihood
@@ -245,7 +246,7 @@ def test_curves_are_the_numbers_of_the_records() -> None:
         {"step": 20, "seconds": 2.0, "loss": float("nan"), "validation_nll": 2.5, "images_per_second": 9},
         {"step": 30, "epoch": 3, "loss": 2.0, "cross_entropy": 0.5},
     ]
-    assert list(pictures._curves(records).items()) == [
+    assert list(curves_of(records).items()) == [
         ("loss", [(10, 3.0), (30, 2.0)]),
         ("validation_nll", [(20, 2.5)]),
         ("cross_entropy", [(10, 1.0), (30, 0.5)]),

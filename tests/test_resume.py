@@ -49,7 +49,7 @@ def _few_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 # Killed
 
 
-@pytest.mark.parametrize("recipe", ["vae", "m2"])
+@pytest.mark.parametrize("recipe", ["vae", "m2", "wgan-gp"])
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, recipe: str) -> None:
     config = tiny(recipe)
     assert killed_after(finish, tmp_path / "first", config, None) == 0  # warms up

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppgen import programs
 from ppgen.data import Columns
 from ppgen.errors import ConfigError, DataError, PpgenError
+from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.intervals import Estimate, Proportion
 from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, values_per_row, without
 from ppgen.programs import Program
@@ -183,9 +184,9 @@ def evaluate(
     particles: int = 100,
     label: str = "y",
     seed: int = 0,
-    measures: Sequence[str] = ("nll", "accuracy"),
+    measures: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Measures a trained pair on held-out rows.
+    """Measures a trained pair on held-out rows by its densities; `ppgen.evaluation.judge` measures samples, too.
 
     Args:
         trained: a `ppgen.Trainer`, say.
@@ -193,15 +194,23 @@ def evaluate(
         particles: draws of the latents per row.
         label: the column of labels; accuracy is left out where there are none, or the guide does not infer them.
         seed: of the draws: the same seed gives the same numbers.
-        measures: some of "nll", "accuracy", "elbo".
+        measures: some of "nll", "accuracy", "elbo"; unless told, "nll" where there is a density, and "accuracy".
 
     Raises:
-        ConfigError: if a measure is unknown, or see `negative_log_likelihood`.
+        ConfigError: if a measure is unknown or the pair has no density for it, or see `negative_log_likelihood`.
         DataError: if there are no rows.
     """
+    missing = missing_density(trained, columns, label=label)
+    if measures is None:
+        measures = ("accuracy",) if missing else ("nll", "accuracy")
     for name in measures:
         if name not in MEASURES:
             raise ConfigError(f"expected measures from {', '.join(MEASURES)}; got '{name}'")
+        if missing and name != "accuracy":
+            raise ConfigError(
+                f"'{name}' needs a density for the data, which this pair has not: {missing}; judge its samples instead,"
+                " by mmd, c2st or another measure of samples"
+            )
     found: dict[str, Any] = {}
     options: dict[str, Any] = {"particles": particles, "label": label, "seed": seed}
     if "nll" in measures:

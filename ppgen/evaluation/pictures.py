@@ -3,43 +3,44 @@
 import functools
 import logging
 import math
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ppgen import programs
 from ppgen.data import Columns, Dataset
-from ppgen.errors import ConfigError, PpgenError, StorageError
+from ppgen.errors import ConfigError, PpgenError
+from ppgen.evaluation.curves import training
+from ppgen.evaluation.figures import ACCENT, INK, PALE, PathLike, png, save, tidy
 from ppgen.evaluation.measures import Trained
+from ppgen.evaluation.simulated import global_draws
 from ppgen.evaluation.slices import few, seeded, without
+
+__all__ = ["draw_all", "reconstructions", "samples", "snapshot", "training"]
 
 logger = logging.getLogger("ppgen")
 
-DPI = 120
 MOST_CLASSES = 50
-_NOT_DRAWN = {"step", "seconds", "epoch", "images_per_second"}
-_INK, _ACCENT = "#33475b", "#d1495b"
-Path_ = str | os.PathLike[str]
+TILE = 48
+"""Least pixels across an image of a snapshot."""
 
 
 def draw_all(trained: Trained, data: Dataset, metrics: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Draws ``samples.png``, ``reconstructions.png`` and ``training.png`` into a folder; returns those drawn.
 
-    A picture that makes no sense for the model is left out with a warning.
+    A picture that makes no sense for the model is left out with a warning; without one where the guide is empty.
     """
     drawings: dict[str, Callable[[Path], None]] = {
         "samples.png": functools.partial(samples, trained, data),
         "reconstructions.png": functools.partial(reconstructions, trained, data),
         "training.png": functools.partial(training, metrics),
     }
+    if not _infers(trained, data):
+        del drawings["reconstructions.png"]
     drawn = []
     for name, draw in drawings.items():
         try:
@@ -59,12 +60,21 @@ def _line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
-def samples(trained: Trained, data: Dataset, path: Path_, *, rows: int = 8, label: str = "y", seed: int = 0) -> None:
+def _infers(trained: Trained, data: Dataset, *, label: str = "y") -> bool:
+    """Whether the guide draws anything: that of a generator without an encoder does not."""
+    try:
+        with seeded(0), trained.evaluating():
+            return bool(programs.posterior(trained.guide, without(few(data.test, 2, trained.device), label)))
+    except Exception:  # as the picture will say
+        return True
+
+
+def samples(trained: Trained, data: Dataset, path: PathLike, *, rows: int = 8, label: str = "y", seed: int = 0) -> None:
     """Draws what the model generates.
 
     Images are shown as their means given the latents: a column a class if the model has the label, each row from the
-    same noise so that it keeps its style; a square of 100 otherwise. Vectors are drawn beside test rows: two values as
-    points, one as a histogram, more as lines. Global latents come from the guide.
+    same noise so that it keeps its style; a square of 100 otherwise. Vectors are drawn with test rows: two values as
+    points over theirs, one as a histogram, more as lines. Global latents come from the guide.
 
     Args:
         trained: the pair.
@@ -78,27 +88,40 @@ def samples(trained: Trained, data: Dataset, path: Path_, *, rows: int = 8, labe
         ConfigError: if the model has no site ``x``.
         StorageError: if the picture cannot be written.
     """
-    batch = without(few(data.test, 2, trained.device), label)
     with seeded(seed), trained.evaluating():
-        given = _global_draws(trained, batch)
-        first = programs.generate(trained.model, batch, given=given)
-        labelled = data.classes is not None and label in first and first[label].shape == (2,)
-        if not _is_image(data.shape):
-            rest = without(few(data.test, min(500, len(data.test["x"])), trained.device), label)
-            drawn = _data_of(programs.generate(trained.model, rest, given=given), trained)
-            figure = _vectors(rest["x"].cpu(), drawn)
-        elif labelled:
-            classes = (data.classes or ())[:MOST_CLASSES]
-            columns = [_of_class(trained, batch, given, label, c, rows=rows, seed=seed) for c in range(len(classes))]
-            figure = _mosaic(_displayed(torch.stack(columns, 1), data), columns=classes)
+        if _is_image(data.shape):
+            images, classes = _image_samples(trained, data, rows=rows, across=10, label=label, seed=seed)
+            figure = _mosaic(images, columns=classes)
         else:
-            images = _data_of(programs.generate(trained.model, batch, 100, given=given, mean=["x"]), trained)
-            figure = _mosaic(_displayed(images.unflatten(0, (10, 10)), data))
-    _save(figure, path)
+            figure = _vectors(*_vector_samples(trained, data, label=label))
+    save(figure, path)
+
+
+def snapshot(trained: Trained, data: Dataset, *, title: str, label: str = "y", seed: int = 0) -> bytes:
+    """Draws what the model generates now, small and quick, to be compared with other steps: a PNG file.
+
+    Latents are the same each time, and so are the axes of two values, which are drawn over test rows.
+
+    Args:
+        trained: the pair.
+        data: what it is trained on.
+        title: shown above vectors.
+        label: name of the label's site.
+        seed: of the draws; no random stream moves.
+
+    Raises:
+        ConfigError: if the model has no site ``x``.
+    """
+    with seeded(seed), trained.evaluating():
+        if _is_image(data.shape):
+            images, _ = _image_samples(trained, data, rows=8, across=8, label=label, seed=seed)
+            return png(_canvas(_enlarged(images)))
+        test, drawn = _vector_samples(trained, data, label=label)
+    return png(_vectors(test, drawn, title=title, steady=True))
 
 
 def reconstructions(
-    trained: Trained, data: Dataset, path: Path_, *, columns: int = 12, label: str = "y", seed: int = 0
+    trained: Trained, data: Dataset, path: PathLike, *, columns: int = 12, label: str = "y", seed: int = 0
 ) -> None:
     """Draws test rows above what the pair makes of them: latents from the guide, then the mean of the data.
 
@@ -121,47 +144,36 @@ def reconstructions(
     originals = batch["x"].cpu()
     if _is_image(data.shape):
         images = _displayed(torch.stack([originals, found.reshape(originals.shape)]), data)
-        _save(_mosaic(images, rows=("test row", "reconstruction")), path)
+        save(_mosaic(images, rows=("test row", "reconstruction")), path)
     else:
-        _save(_vector_reconstructions(originals.reshape(len(originals), -1), found.reshape(len(found), -1)), path)
-
-
-def training(metrics: Sequence[Mapping[str, Any]], path: Path_) -> None:
-    """Draws how every number of the records developed over the steps, a panel each.
-
-    Args:
-        metrics: records with "step", as in ``metrics.jsonl``; a key may be missing from some.
-        path: of the picture; its suffix is the format.
-
-    Raises:
-        StorageError: if the picture cannot be written.
-    """
-    curves = _curves(metrics)
-    if not curves:
-        figure = Figure(figsize=(4, 3))
-        figure.text(0.5, 0.5, "no steps recorded yet", ha="center", va="center", color=_INK)
-        return _save(figure, path)
-    across = min(3, len(curves))
-    down = math.ceil(len(curves) / across)
-    figure = Figure(figsize=(4.0 * across, 2.7 * down))
-    figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.12)
-    panels = figure.subplots(down, across, squeeze=False).flatten()
-    for panel, (name, points) in zip(panels, curves.items(), strict=False):
-        _tidy(panel)
-        held_out = name.startswith(("validation", "test"))
-        marker = "o" if len(points) < 40 else ""
-        panel.plot(*zip(*points, strict=True), color=_ACCENT if held_out else _INK, marker=marker, markersize=3)
-        panel.set_title(name.replace("_", " "), fontsize=11, color=_INK, parse_math=False)
-        panel.ticklabel_format(axis="y", useOffset=False)
-    for index, panel in enumerate(panels):
-        if index >= len(curves):
-            panel.set_visible(False)
-        elif index + across >= len(curves):
-            panel.set_xlabel("step", color=_INK)
-    return _save(figure, path)
+        save(_vector_reconstructions(originals.reshape(len(originals), -1), found.reshape(len(found), -1)), path)
 
 
 # ------------------------------------------------------------------------------------------------------ draws
+
+
+def _image_samples(
+    trained: Trained, data: Dataset, *, rows: int, across: int, label: str, seed: int
+) -> tuple[Tensor, Sequence[str]]:
+    """Returns images ``(rows, columns, height, width, channels)`` and names of the columns, if those are classes."""
+    batch = without(few(data.test, 2, trained.device), label)
+    given = global_draws(trained, batch)
+    first = programs.generate(trained.model, batch, given=given)
+    if data.classes is not None and label in first and first[label].shape == (2,):
+        classes = data.classes[:MOST_CLASSES]
+        columns = [_of_class(trained, batch, given, label, c, rows=rows, seed=seed) for c in range(len(classes))]
+        return _displayed(torch.stack(columns, 1), data), classes
+    images = _data_of(programs.generate(trained.model, batch, across**2, given=given, mean=["x"]), trained)
+    return _displayed(images.unflatten(0, (across, across)), data), ()
+
+
+def _vector_samples(trained: Trained, data: Dataset, *, label: str) -> tuple[Tensor, Tensor]:
+    """Returns test rows and as many samples, ``(rows, values)`` each."""
+    batch = without(few(data.test, 2, trained.device), label)
+    given = global_draws(trained, batch)
+    rest = without(few(data.test, min(500, len(data.test["x"])), trained.device), label)
+    drawn = _data_of(programs.generate(trained.model, rest, given=given), trained)
+    return rest["x"].cpu().reshape(len(drawn), -1), drawn.reshape(len(drawn), -1)
 
 
 def _of_class(
@@ -170,15 +182,6 @@ def _of_class(
     torch.manual_seed(seed)  # the same noise for each class, also where latents depend on the class
     labels = torch.full((rows,), state, device=trained.device)
     return _data_of(programs.generate(trained.model, batch, rows, given={**given, label: labels}, mean=["x"]), trained)
-
-
-def _global_draws(trained: Trained, batch: Columns) -> dict[str, Tensor]:
-    """Draws the global latents from the guide: the model alone would draw them from their prior."""
-    joint = programs.run(trained.model, trained.guide, batch, check=False)
-    if joint.plate is None:
-        return {}
-    names = [name for name in joint.latents if name in joint.model.nodes and not joint.is_local(name)]
-    return {name: joint.guide.nodes[name]["value"] for name in names}
 
 
 def _data_of(draws: Mapping[str, Tensor], trained: Trained) -> Tensor:
@@ -206,13 +209,29 @@ def _displayed(images: Tensor, data: Dataset) -> Tensor:
     return images.movedim(-3, -1).nan_to_num(0.0).clamp(0, 1)
 
 
-def _mosaic(images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Figure:
-    """Lays out images ``(rows, columns, height, width, channels)`` with white gaps, and names of columns or rows."""
+def _gap(height: int, width: int) -> int:
+    return max(1, round(max(height, width) / 14))
+
+
+def _canvas(images: Tensor) -> Tensor:
+    """Lays out images ``(rows, columns, height, width, channels)`` with white gaps: ``(height, width, 3)``."""
     down, across, height, width, channels = images.shape
-    gap = max(1, round(max(height, width) / 14))
+    gap = _gap(height, width)
     canvas = torch.ones(down, across, height + gap, width + gap, 3)
     canvas[:, :, :height, :width] = images.expand(-1, -1, -1, -1, 3 if channels == 1 else channels)
-    flat = canvas.movedim(1, 2).reshape(down * (height + gap), across * (width + gap), 3)[:-gap, :-gap]
+    return canvas.movedim(1, 2).reshape(down * (height + gap), across * (width + gap), 3)[:-gap, :-gap]
+
+
+def _enlarged(images: Tensor) -> Tensor:
+    """Repeats pixels of ``(rows, columns, height, width, channels)`` until an image is large enough to look at."""
+    factor = math.ceil(TILE / max(images.shape[2:4]))
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def _mosaic(images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> Figure:
+    """Lays out images ``(rows, columns, height, width, channels)`` with white gaps, and names of columns or rows."""
+    height, width = images.shape[2:4]
+    gap, flat = _gap(height, width), _canvas(images)
     inches = 0.62 / max(height, width)
     figure = Figure(figsize=(flat.shape[1] * inches + (1.3 if rows else 0.3), flat.shape[0] * inches + 0.5))
     figure.set_layout_engine("constrained")
@@ -221,7 +240,7 @@ def _mosaic(images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] 
     for spine in panel.spines.values():
         spine.set_visible(False)
     long = any(len(name) > 5 for name in columns)
-    style: dict[str, Any] = {"fontsize": 11, "color": _INK, "parse_math": False}
+    style: dict[str, Any] = {"fontsize": 11, "color": INK, "parse_math": False}
     leaning: dict[str, Any] = {"rotation": 40, "ha": "left", "rotation_mode": "anchor"} if long else {}
     panel.xaxis.tick_top()
     panel.tick_params(length=0)
@@ -233,27 +252,47 @@ def _mosaic(images: Tensor, *, columns: Sequence[str] = (), rows: Sequence[str] 
 # ------------------------------------------------------------------------------------------------------ vectors
 
 
-def _vectors(test: Tensor, drawn: Tensor) -> Figure:
-    test, drawn = test.reshape(len(test), -1), drawn.reshape(len(drawn), -1)
+def _vectors(test: Tensor, drawn: Tensor, *, title: str = "", steady: bool = False) -> Figure:
+    """Draws test rows and samples, ``(rows, values)`` each; with axes that do not depend on the samples if steady."""
+    if test.shape[1] == 2:
+        return _points(test, drawn, title=title, steady=steady)
     figure = Figure(figsize=(8, 4), layout="constrained")
+    figure.suptitle(title, fontsize=11, color=INK)
     if test.shape[1] == 1:
         panel = figure.subplots()
         edges = torch.linspace(float(min(test.min(), drawn.min())), float(max(test.max(), drawn.max())), 41).tolist()
-        for values, colour, name in ((test, _INK, "test rows"), (drawn, _ACCENT, "generated")):
+        for values, colour, name in ((test, INK, "test rows"), (drawn, ACCENT, "generated")):
             panel.hist(values[:, 0].numpy(), bins=edges, density=True, color=colour, alpha=0.5, label=name)
         panel.legend(frameon=False)
-        _tidy(panel)
+        tidy(panel)
         return figure
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    named = ((test, _INK, "test rows"), (drawn, _ACCENT, "generated"))
+    named = ((test, INK, "test rows"), (drawn, ACCENT, "generated"))
     for panel, (values, colour, name) in zip(panels, named, strict=True):
-        _tidy(panel)
-        panel.set_title(name, fontsize=11, color=_INK)
-        if values.shape[1] == 2:
-            panel.scatter(values[:, 0], values[:, 1], s=8, color=colour, alpha=0.6, linewidths=0)
-        else:
-            panel.plot(values[:20].T.numpy(), color=colour, alpha=0.4, linewidth=1)
-            panel.set_xlabel("position in the vector", color=_INK)
+        tidy(panel)
+        panel.set_title(name, fontsize=11, color=INK)
+        panel.plot(values[:20].T.numpy(), color=colour, alpha=0.4, linewidth=1)
+        panel.set_xlabel("position in the vector", color=INK)
+    return figure
+
+
+def _points(test: Tensor, drawn: Tensor, *, title: str, steady: bool) -> Figure:
+    """Draws samples of two values over test rows."""
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    panel = figure.subplots()
+    tidy(panel)
+    panel.set_title(title, fontsize=11, color=INK)
+    panel.scatter(test[:, 0], test[:, 1], s=26, color=PALE, linewidths=0, label="test rows")
+    panel.scatter(drawn[:, 0], drawn[:, 1], s=8, color=ACCENT, alpha=0.6, linewidths=0, label="generated")
+    if steady:
+        middle, reach = (test.amax(0) + test.amin(0)) / 2, 0.75 * (test.amax(0) - test.amin(0)).clamp(min=1e-6)
+        panel.set_xlim(float((middle - reach)[0]), float((middle + reach)[0]))
+        panel.set_ylim(float((middle - reach)[1]), float((middle + reach)[1]))
+        outside = int(((drawn - middle).abs() > reach).any(1).sum())
+        panel.set_xlabel(f"{outside} of {len(drawn)} generated lie outside" if outside else "", color=INK)
+    else:
+        panel.axis("equal")
+    panel.legend(edgecolor="none", loc="upper right")
     return figure
 
 
@@ -262,17 +301,17 @@ def _vector_reconstructions(originals: Tensor, found: Tensor) -> Figure:
         return _line_reconstructions(originals, found)
     figure = Figure(figsize=(5, 4.5), layout="constrained")
     panel = figure.subplots()
-    _tidy(panel)
+    tidy(panel)
     if originals.shape[1] == 1:
-        panel.axline((float(originals[0]), float(originals[0])), slope=1, color="#b8c4ce", linewidth=1, zorder=0)
-        panel.scatter(originals[:, 0], found[:, 0], s=22, color=_ACCENT)
-        panel.set_xlabel("test row", color=_INK)
-        panel.set_ylabel("reconstruction", color=_INK)
+        panel.axline((float(originals[0]), float(originals[0])), slope=1, color=PALE, linewidth=1, zorder=0)
+        panel.scatter(originals[:, 0], found[:, 0], s=22, color=ACCENT)
+        panel.set_xlabel("test row", color=INK)
+        panel.set_ylabel("reconstruction", color=INK)
         return figure
     for a, b in zip(originals.tolist(), found.tolist(), strict=True):
-        panel.plot(*zip(a, b, strict=True), color="#b8c4ce", linewidth=1, zorder=0)
-    panel.scatter(originals[:, 0], originals[:, 1], s=22, color=_INK, label="test row")
-    panel.scatter(found[:, 0], found[:, 1], s=22, color=_ACCENT, label="reconstruction")
+        panel.plot(*zip(a, b, strict=True), color=PALE, linewidth=1, zorder=0)
+    panel.scatter(originals[:, 0], originals[:, 1], s=22, color=INK, label="test row")
+    panel.scatter(found[:, 0], found[:, 1], s=22, color=ACCENT, label="reconstruction")
     panel.legend(frameon=False)
     return figure
 
@@ -286,43 +325,10 @@ def _line_reconstructions(originals: Tensor, found: Tensor) -> Figure:
     for panel in panels[len(originals) :]:
         panel.set_visible(False)
     for panel, original, reconstruction in zip(panels, originals, found, strict=False):
-        _tidy(panel)
-        panel.plot(original.numpy(), color=_INK, linewidth=1.5, marker=marker, markersize=3, label="test row")
+        tidy(panel)
+        panel.plot(original.numpy(), color=INK, linewidth=1.5, marker=marker, markersize=3, label="test row")
         panel.plot(
-            reconstruction.numpy(), color=_ACCENT, linewidth=1.2, marker=marker, markersize=3, label="reconstruction"
+            reconstruction.numpy(), color=ACCENT, linewidth=1.2, marker=marker, markersize=3, label="reconstruction"
         )
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-# ------------------------------------------------------------------------------------------------------ figures
-
-
-def _curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Returns the finite points ``(step, value)`` of every numeric key, the loss first, then held-out ones."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for index, record in enumerate(metrics):
-        for name, value in record.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if number and name not in _NOT_DRAWN and math.isfinite(value):
-                curves.setdefault(name, []).append((record.get("step", index), value))
-    return dict(sorted(curves.items(), key=lambda item: (not item[0].startswith("loss"), "validation" not in item[0])))
-
-
-def _tidy(panel: Axes) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.spines[["left", "bottom"]].set_color("#b8c4ce")
-    panel.tick_params(colors=_INK, labelsize=9)
-    panel.grid(color="#e6ebef", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.xaxis.set_major_locator(MaxNLocator(5))
-    panel.yaxis.set_major_locator(MaxNLocator(5))
-
-
-def _save(figure: Figure, path: Path_) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a class name in a script that the font lacks
-        try:
-            figure.savefig(Path(path), dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
-        except OSError as error:
-            raise StorageError(f"cannot write the picture {path}: {error.strerror or error}") from error

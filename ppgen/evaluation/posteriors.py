@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppgen.evaluation.diagnostics import element
-from ppgen.evaluation.pictures import Path_, _save, _tidy
+from ppgen.evaluation.figures import PathLike, save, tidy
 
 _COLOURS = ("#33475b", "#d1495b", "#2a9d8f", "#e9a23b", "#7a5195", "#8a8a8a")
 _STYLES = ("-", "--", "-.", ":", "-", "--")
@@ -23,7 +23,7 @@ Posteriors = Mapping[str, Mapping[str, Tensor]]
 """Draws ``(chains, draws, ...)`` by latent, of each way to fit a model by name."""
 
 
-def densities(posteriors: Posteriors, path: Path_, *, most: int = 12) -> None:
+def densities(posteriors: Posteriors, path: PathLike, *, most: int = 12) -> None:
     """Draws the density of each number of the latents, a panel each; what has one draw only, as a vertical line.
 
     Args:
@@ -43,7 +43,7 @@ def densities(posteriors: Posteriors, path: Path_, *, most: int = 12) -> None:
     figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.12)
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for panel, (site, index) in zip(panels, shown, strict=False):
-        _tidy(panel)
+        tidy(panel)
         panel.set_title(element(site, index), fontsize=11, color=_INK, parse_math=False)
         panel.set_yticks([])
         own = {name: _numbers(way[site], index) for name, way in posteriors.items() if site in way}
@@ -58,7 +58,7 @@ def densities(posteriors: Posteriors, path: Path_, *, most: int = 12) -> None:
         )
     if len(numbers) > most:
         figure.supxlabel(f"the first {most} of {len(numbers):,} numbers", fontsize=9, color=_INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _numbers(draws: Tensor, index: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -1,44 +1,96 @@
 """What is measured on validation rows while a run trains: cheap, and without touching its random streams."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppgen import programs
-from ppgen.data import Dataset
+from ppgen.data import Columns, Dataset
 from ppgen.errors import ConfigError
+from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.measures import only_the_models
+from ppgen.evaluation.modes import has_known_modes, mode_coverage
+from ppgen.evaluation.simulated import samples_of
+from ppgen.evaluation.slices import seeded
+from ppgen.evaluation.two_sample import kernel_test
 from ppgen.programs import Program
 
 ROWS = 1_000
+COMPARED = 300
+"""How many samples are compared with as many validation rows: the time that it takes grows with the square."""
+MOST_VALUES = 400_000
+"""How many numbers these samples have at most: 130 of 32x32 colour images."""
+SEARCHED = 2_500
+"""How many samples are searched for modes, as in the papers."""
+
+logger = logging.getLogger("ppgen")
 
 
 def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, float]:
-    """Returns "validation_bound" (nats, one draw a row), and "validation_accuracy" where the guide has labels.
+    """Returns what validation rows say of a pair as it is now.
 
-    The bound is left out where the pair has no log weight for a row: no data plate, say.
+    "validation_bound" (nats, one draw a row), left out where the pair has no log weight for a row: no data plate, say.
+    Where the pair has no density for its data, samples are compared with validation rows instead: "spread", the mean
+    distance between two samples over that between two rows (1 is right, near 0 a collapse), "mmd", the square of the
+    kernel discrepancy (near 0 is right; see `kernel_test`), and "modes", how many modes of a known mixture samples lie
+    in. "validation_accuracy" where the guide infers labels.
     """
     columns = {name: column[:ROWS].to(trained.device) for name, column in data.validation.items()}
     hidden = {name: column for name, column in columns.items() if name != label}
-    found: dict[str, float] = {}
-    devices = [trained.device] if trained.device.type == "cuda" else []
-    with trained.evaluating(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    without_density = missing_density(trained, columns, label=label) is not None
+    found = _compared(trained, data) if without_density else {}
+    with seeded(0), trained.evaluating():
         discrete = label in columns and _has_label(trained.guide, hidden, label)
-        # labels that the guide does not infer are data, or inputs
-        given = hidden if discrete else columns
-        with contextlib.suppress(ConfigError):  # as `Run.judge` will say, once
-            summed = discrete or only_the_models(trained, given)
-            weights = programs.log_weights(trained.model, trained.guide, given, enumerate_discrete=summed)
-            if weights.plate is not None:
-                found["validation_bound"] = -float(weights.local.mean())
+        if not without_density:
+            # labels that the guide does not infer are data, or inputs
+            found = _bound(trained, hidden if discrete else columns, enumerate_discrete=discrete)
         if discrete:
             guessed = programs.label_log_probs(trained.guide, hidden, label).argmax(-1)
             known = columns[label] >= 0
             found["validation_accuracy"] = float((guessed == columns[label])[known].float().mean())
     return found
+
+
+def _bound(trained: Any, given: Columns, *, enumerate_discrete: bool) -> dict[str, float]:
+    with contextlib.suppress(ConfigError):  # as `Run.judge` will say, once
+        summed = enumerate_discrete or only_the_models(trained, given)
+        weights = programs.log_weights(trained.model, trained.guide, given, enumerate_discrete=summed)
+        if weights.plate is not None:
+            return {"validation_bound": -float(weights.local.mean())}
+    return {}
+
+
+def _compared(trained: Any, data: Dataset) -> dict[str, float]:
+    values = data.validation["x"][0].numel()
+    rows = data.validation["x"][: min(COMPARED, MOST_VALUES // values)].reshape(-1, values)
+    try:
+        # modes of images take a classifier, and more samples than there is time for now
+        mixture = len(data.shape) == 1 and has_known_modes(data)
+        samples = samples_of(trained, data, SEARCHED if mixture else len(rows))
+        first = samples[: len(rows)].reshape(-1, values)
+        found = {"spread": spread(first, rows), "mmd": kernel_test(first, rows, permutations=0).value}
+        return found | ({"modes": mode_coverage(samples, data).covered} if mixture else {})
+    except Exception as error:  # a user's program may fail in any way
+        logger.debug("samples are not compared with validation rows: %s", error)
+        return {}
+
+
+def spread(samples: Tensor, rows: Tensor) -> float:
+    """Returns the mean distance between two samples over that between two rows.
+
+    Args:
+        samples: ``(n, values)``, at least two.
+        rows: ``(m, values)``, at least two.
+
+    >>> round(spread(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [4.0]])), 4)
+    0.25
+    """
+    of_samples, of_rows = (float(torch.pdist(points.double()).mean()) for points in (samples, rows))
+    return of_samples / of_rows
 
 
 def _has_label(guide: Program, columns: Mapping[str, Any], label: str) -> bool:

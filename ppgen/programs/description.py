@@ -45,22 +45,19 @@ class Description:
 
 
 def describe(model: Program, guide: Program, batch: Batch) -> Description:
-    """Runs a pair once and says what sites and plates it has.
+    """Runs a pair once and says what sites and plates it has; a game's need not match.
 
     Args:
         model: the generative program.
         guide: the inference program.
         batch: columns, or dicts of columns by name: the last of them is run, and columns of the others say what is
             known of some rows.
-
-    Raises:
-        ConfigError: if model and guide do not match.
     """
     parts = list(batch.values()) if isinstance(batch, Mapping) else []
     nested = bool(parts) and all(isinstance(part, Mapping) for part in parts)
     known = {name for part in parts[:-1] for name in part} if nested else set()
     with torch.no_grad():
-        joint = run(model, guide, parts[-1] if nested else batch)
+        joint = run(model, guide, parts[-1] if nested else batch, check=False)
     names = [n for t in (joint.model, joint.guide) for n, site in t.nodes.items() if site["type"] == "sample"]
     sites = tuple(_described(joint, name, known) for name in dict.fromkeys(names))
     plates = {
