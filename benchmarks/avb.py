@@ -105,7 +105,7 @@ def draw(pictures: dict[str, Tensor], path: Path) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.3), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, (guide, histograms) in zip(axes, pictures.items(), strict=True):
         image = torch.ones(BINS, BINS, 3)
@@ -116,7 +116,7 @@ def draw(pictures: dict[str, Tensor], path: Path) -> None:
         axis.set_title({"implicit": "AVB, implicit guide", "gaussian": "ELBO, Gaussian guide"}[guide])
         axis.set_xlim(-3.5, 3.5)
         axis.set_ylim(-3.5, 3.5)
-    figure.suptitle("Codes of the four points (one colour each) under the guide")
+    figure.suptitle("Codes of the four points (one colour each) under the guide", fontsize=11)
     figure.savefig(path, dpi=110)
 
 

@@ -60,7 +60,14 @@ def started(contender: Contender, work: Work, expected: Sequence[Sequence[float]
     return step, time.perf_counter() - start
 
 
-def measure(work: Work, contenders: Mapping[str, Contender], *, rounds: int, say: Say) -> list[Row]:
+def measure(
+    work: Work,
+    contenders: Mapping[str, Contender],
+    *,
+    rounds: int,
+    say: Say,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
     """Measures the contenders that can do a work.
 
     Args:
@@ -68,6 +75,7 @@ def measure(work: Work, contenders: Mapping[str, Contender], *, rounds: int, say
         contenders: all that were asked for, by name.
         rounds: turns of each, unless the work has its own number.
         say: told what is being done.
+        clock: seconds, by which steps are timed.
 
     Raises:
         DifferentLossError: if a contender's losses are not those of the reference.
@@ -88,7 +96,7 @@ def measure(work: Work, contenders: Mapping[str, Contender], *, rounds: int, say
         say(f"{work.name}: round {number} of {turns}")
 
     chunks = {name: able[name].chunk for name in steps}
-    timings = interleave(steps, rounds=turns, chunks=chunks, turn=work.turn, skip=work.skip, tell=tell)
+    timings = interleave(steps, rounds=turns, chunks=chunks, turn=work.turn, skip=work.skip, clock=clock, tell=tell)
     ours = timings[OURS].minimum if OURS in timings else None
     return [
         Row(name, contender.label, reason=f"not installed: {', '.join(missing[name])}")

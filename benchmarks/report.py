@@ -67,9 +67,10 @@ def conditions(about: Mapping[str, Any]) -> str:
     """Returns one line of what the figures depend on."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     half = "with" if about["bf16"] else "without"
+    timed = "; the processor's time" if about.get("clock") == "processor" else ""
     return (
         f"{about['date']}; {about['processor']} ({half} AVX512-BF16), {about['threads']} of {about['cores']} cores,"
-        f" load {about['load']} at the start; Python {about['python']}, {versions}"
+        f" load {about['load']} at the start{timed}; Python {about['python']}, {versions}"
     )
 
 

@@ -26,7 +26,8 @@ class Work:
         name: what the user types.
         kind: which contenders can do it.
         x: values of a datum.
-        hidden: sizes of the encoder's hidden layers; the decoder's are the same in reverse.
+        hidden: sizes of the hidden layers of the encoder, or of the critic (of "wgan-gp-dcgan" channels); those of the
+            decoder or generator are the same in reverse.
         z: size of the latent vector.
         batch: rows of a batch; of the unlabelled rows for "m2".
         labelled: labelled rows of a batch.
@@ -41,7 +42,7 @@ class Work:
     """
 
     name: str
-    kind: Literal["vae", "m2", "iwae", "vae-epoch"]
+    kind: Literal["vae", "m2", "iwae", "wgan-gp", "wgan-gp-dcgan", "vae-epoch"]
     x: int
     hidden: tuple[int, ...]
     z: int
@@ -65,6 +66,9 @@ class Work:
             return f"M2 {sizes}, {self.classes} labels enumerated, {rows}"
         if self.kind == "iwae":
             return f"IWAE {sizes}, {self.particles} samples, batch {self.batch}"
+        if self.kind in ("wgan-gp", "wgan-gp-dcgan"):
+            network = "DCGAN " if self.kind == "wgan-gp-dcgan" else ""
+            return f"WGAN-GP {network}{sizes}, batch {self.batch}, five times the critic and once the generator"
         return f"VAE {sizes}, batch {self.batch}" + (", one epoch of 60,000 rows" if self.kind == "vae-epoch" else "")
 
     @property
@@ -121,6 +125,8 @@ _WORKS = [
     Work("m2-digits", "m2", x=64, hidden=(128,), z=16, batch=100, labelled=100, classes=10),
     Work("m2-mnist", "m2", x=784, hidden=(500,), z=50, batch=200, labelled=100, classes=10),
     Work("iwae-50", "iwae", x=784, hidden=(200, 200), z=50, batch=20, particles=50),
+    Work("wgan-gp", "wgan-gp", x=784, hidden=(512, 512), z=128, batch=64),
+    Work("wgan-gp-dcgan", "wgan-gp-dcgan", x=784, hidden=(16, 32), z=64, batch=64),
     Work(
         "vae-epoch",
         "vae-epoch",

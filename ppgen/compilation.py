@@ -10,6 +10,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -26,6 +27,31 @@ Function = Callable[..., Sequence[Tensor]]
 
 OPTIONS = {"fallback_random": True}
 """Torch's own random stream, so that compiled and eager steps draw the same noise."""
+
+DRAWS_LIKE: dict[torch._ops.OpOverload, Callable[..., Tensor]] = {
+    torch.ops.aten.rand_like.default: lambda like, **options: _empty_like(like, options).uniform_(),
+    torch.ops.aten.randn_like.default: lambda like, **options: _empty_like(like, options).normal_(),
+    torch.ops.aten.randint_like.default: lambda like, high, **options: _empty_like(like, options).random_(high),
+    torch.ops.aten.randint_like.low_dtype: lambda like, low, high, **options: (
+        _empty_like(like, options).random_(high - low).add_(low)
+    ),
+}
+"""Draws in the order in which another tensor lies in memory, as torch makes them.
+
+The compiler may lay that tensor out in an order of its own, and would draw in it; an empty one keeps its order.
+"""
+
+ZEROS = frozenset({torch.ops.aten.zeros.default, torch.ops.aten.zeros_like.default, torch.ops.aten.new_zeros.default})
+KEEP_ZERO = frozenset(
+    {
+        *(torch.ops.aten.t.default, torch.ops.aten.view.default, torch.ops.aten.expand.default),
+        *(torch.ops.aten.permute.default, torch.ops.aten.unsqueeze.default, torch.ops.aten.detach.default),
+        *(torch.ops.aten.neg.default, torch.ops.aten.mul.Scalar, torch.ops.aten.sum.dim_IntList),
+        *(torch.ops.aten.leaky_relu_backward.default, torch.ops.aten.threshold_backward.default),
+    }
+)
+"""Operations whose result is 0 where their first argument is."""
+PRODUCTS = frozenset({torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten.mul.Tensor})
 
 LIBRARIES = ("/torch/", "/pyro/", "/unittest/", "/contextlib.py", "/functools.py")
 """Parts of the paths of files that hold no statement of the user's."""
@@ -104,6 +130,39 @@ class Graph:
         (output,) = (node for node in self.module.graph.nodes if node.op == "output")
         output.args = ([*self.outputs, *draws],)
 
+    def leave_out_zeros(self) -> None:
+        """Leaves out what is 0 whatever the inputs: second derivatives of a ReLU, and matrix products with them.
+
+        The gradient of a gradient penalty is full of them. (A product of 0 and infinity would not be 0, but other
+        parts of the graph have that infinity too.)
+        """
+        written, zeros = self._written(), set[fx.Node]()
+        for node in list(self.module.graph.nodes):
+            if node.op != "call_function" or node in written:
+                continue
+            if node.target in ZEROS or _is_zero(node, zeros):
+                zeros.add(node)
+            elif (other := _only_summand(node, zeros)) is not None and other not in written:
+                node.replace_all_uses_with(other)
+        for node in zeros:
+            if node.target not in ZEROS:
+                value, graph = node.meta["val"], self.module.graph
+                with graph.inserting_before(node):
+                    options = {"dtype": value.dtype, "device": value.device}
+                    zero = graph.call_function(torch.ops.aten.zeros.default, (list(value.shape),), options)
+                node.replace_all_uses_with(zero)
+
+    def _written(self) -> set[fx.Node]:
+        """Returns what some operation changes in place, and whatever shares its memory and was there before."""
+        written: set[fx.Node] = set()
+        for node in reversed(self.module.graph.nodes):
+            if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+                for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+                    alias = argument.alias_info
+                    if alias is not None and (alias.is_write or node in written):
+                        fx.map_arg(given, written.add)
+        return written
+
     def compute_scalars_once(self) -> None:
         """Has scalars that whole tensors are combined with (a bias correction of Adam, say) computed once.
 
@@ -142,9 +201,33 @@ class Graph:
         return lifted
 
 
+def _empty_like(like: Tensor, options: dict[str, Any]) -> Tensor:
+    empty: Tensor = torch.ops.aten.empty_like.default(like, **options)
+    return empty
+
+
 def _size_of(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.numel() if isinstance(value, Tensor) else 0
+
+
+def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
+    """Whether an operation on zeros is zero, too."""
+    if node.target in PRODUCTS:
+        return any(argument in zeros for argument in node.args)
+    return node.target in KEEP_ZERO and node.args[0] in zeros
+
+
+def _only_summand(node: fx.Node, zeros: set[fx.Node]) -> fx.Node | None:
+    """Returns what a sum is, where all else in it is 0 and it is no view of something that may yet change."""
+    if node.target is not torch.ops.aten.add.Tensor or node.kwargs or not zeros.intersection(node.args):
+        return None
+    other = node.args[1] if node.args[0] in zeros else node.args[0]
+    if not isinstance(other, fx.Node) or not isinstance(other.target, torch._ops.OpOverload):
+        return None
+    is_view = any(result.alias_info is not None for result in other.target._schema.returns)
+    one, two = node.meta["val"], other.meta["val"]
+    return None if is_view or (one.shape, one.dtype) != (two.shape, two.dtype) else other
 
 
 def _same(one: Tensor, two: Tensor) -> bool:
@@ -159,7 +242,7 @@ def record(function: Function, inputs: Sequence[Tensor]) -> Graph:
     """
     try:
         with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
-            return Graph(make_fx(function)(*inputs))
+            return Graph(make_fx(function, decomposition_table=DRAWS_LIKE)(*inputs))
     except Exception as error:
         statement = _users_statement(error)
         raise CompileError(_reason(error) + (f", at {statement}" if statement else "")) from error
@@ -186,6 +269,7 @@ def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequen
     if (difference := graph.difference(other)) is not None:
         raise CompileError(difference)
     results = len(graph.outputs)
+    graph.leave_out_zeros()
     graph.keep_noise()
     graph.compute_scalars_once()
     lifted = graph.lift(other)

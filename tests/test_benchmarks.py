@@ -22,12 +22,25 @@ sys.path.append(str(ROOT))  # last, so that it hides no installed ppgen
 
 from benchmarks import __main__ as command  # noqa: E402
 from benchmarks import checking, contenders, growth, measuring, report, timing, works  # noqa: E402
-from benchmarks.contenders import CONTENDERS, Contender, epochs, handwritten, own, products, pyro_svi  # noqa: E402
+from benchmarks.contenders import (  # noqa: E402
+    CONTENDERS,
+    Contender,
+    epochs,
+    handwritten,
+    own,
+    products,
+    pyro_svi,
+    wgan_gp,
+)
 from ppgen.errors import ConfigError, StorageError  # noqa: E402
 
 SMALL_VAE = works.Work("small-vae", "vae", x=30, hidden=(24, 16), z=5, batch=40)
 SMALL_M2 = works.Work("small-m2", "m2", x=30, hidden=(24,), z=5, batch=40, labelled=20, classes=3)
 SMALL = {"vae": SMALL_VAE, "m2": SMALL_M2}
+GAMES = {
+    "wgan-gp": works.Work("small-game", "wgan-gp", x=36, hidden=(24, 16), z=5, batch=40),
+    "wgan-gp-dcgan": works.Work("small-dcgan", "wgan-gp-dcgan", x=64, hidden=(2, 4), z=5, batch=20),
+}
 WITHOUT_COMPILING = ["ppgen-eager", "pyro", "pyro-trace", "pyro-mean-field", "eager", "eager-joined"]
 WITHOUT_COMPILING += ["numpyro", "numpyro-scan"]
 
@@ -56,6 +69,53 @@ def test_contenders_compute_the_same_losses(kind: str, name: str) -> None:
     if missing := contender.missing():
         pytest.skip(f"needs {', '.join(missing)}")
     compare(SMALL[kind], contender.build, name, drift=contender.drift)
+
+
+@pytest.mark.parametrize("kind", ["wgan-gp", pytest.param("wgan-gp-dcgan", marks=pytest.mark.slow)])
+def test_contenders_play_the_same_game(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wgan_gp, "LEARNING_RATE", 1e-3)
+    work = dataclasses.replace(GAMES[kind], calls=4)
+    compare(work, CONTENDERS["ppgen-eager"].build)
+    monkeypatch.setattr(wgan_gp, "penalty", wgan_gp.functional_penalty)
+    compare(work, wgan_gp.eager)
+
+
+def weaker_penalty(work: works.Work, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    monkeypatch.setattr(wgan_gp, "PENALTY", 5.0)
+    return wgan_gp.uncompiled(work)
+
+
+def fewer_critic_steps(work: works.Work, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    monkeypatch.setattr(wgan_gp, "CRITIC_STEPS", 4)
+    return wgan_gp.uncompiled(work)
+
+
+def slower(work: works.Work, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    monkeypatch.setattr(wgan_gp, "LEARNING_RATE", 2e-3)
+    return wgan_gp.uncompiled(work)
+
+
+def idle_generator(work: works.Work, monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """The right losses, but the generator does not learn."""
+    right = wgan_gp.generator_loss
+
+    def loss(*args: Any) -> torch.Tensor:
+        value = right(*args)
+        return value.detach() + 0 * value
+
+    monkeypatch.setattr(wgan_gp, "generator_loss", loss)
+    return wgan_gp.eager(work)
+
+
+@pytest.mark.parametrize("build", [weaker_penalty, fewer_critic_steps, slower, idle_generator])
+def test_a_contender_that_plays_another_game_is_an_error(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wgan_gp, "LEARNING_RATE", 5e-3)
+    work = dataclasses.replace(GAMES["wgan-gp"], batch=200, calls=12)
+    references = measuring.references(CONTENDERS["eager"], work)
+    with pytest.raises(checking.DifferentLossError, match=r"contender 'other' .* got"):
+        checking.check("other", checking.losses(build(work, monkeypatch), work), references, tolerance=work.tolerance)
 
 
 def wrong_prior(work: works.Work) -> Callable[[], float]:
@@ -227,6 +287,11 @@ def test_the_document_keeps_what_stands_around_the_table(tmp_path: Path) -> None
     assert text.count("A Processor (with AVX512-BF16), 2 of 4 cores") == 1
 
 
+def test_the_processors_time_is_said_to_be_such() -> None:
+    assert "load 0.1 at the start; the processor's time; Python" in report.conditions({**ABOUT, "clock": "processor"})
+    assert "processor's time" not in report.conditions({**ABOUT, "clock": "wall"})
+
+
 def test_a_document_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "page.md"
     path.write_text("no markers")
@@ -300,10 +365,17 @@ def test_the_command_prints_json_alone_and_the_table_beside_it() -> None:
     assert "PyTorch by hand" in done.stderr
 
 
-def test_a_wrong_option_is_one_line() -> None:
-    done = ran("--threads", "4096")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "4096"], "expected --threads from 1 to "),
+        (["--threads", "2", "--clock", "processor"], "expected --threads 1 with --clock processor; got 2"),
+    ],
+)
+def test_a_wrong_option_is_one_line(options: list[str], message: str) -> None:
+    done = ran(*options)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: expected --threads from 1 to ")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
 
 

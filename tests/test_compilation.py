@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -565,3 +565,84 @@ def test_draws_that_nothing_uses_still_move_the_random_stream(monkeypatch: pytes
     monkeypatch.setattr(compilation.Graph, "keep_noise", lambda graph: None)
     eager, compiled = results()
     assert eager != pytest.approx(compiled, rel=1e-2), "negative control"
+
+
+@needs_compiler
+def test_draws_in_the_order_of_a_tensor_that_the_compiler_lays_out_are_the_eager_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.arange(20.0).reshape(5, 4)
+
+    def draws(rows: Tensor) -> list[Tensor]:
+        like = (rows.T * 2).expand(3, 4, 5)  # dimensions lie in memory in another order, and one lies nowhere
+        noise = [torch.rand_like(like), torch.randn_like(like), torch.randint_like(like, 9)]
+        return [*noise, torch.randint_like(like, -9, 9)]
+
+    def results() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        function = compilation.compile_function(draws, [x], [])
+        torch.manual_seed(3)
+        eager = draws(x)
+        torch.manual_seed(3)
+        return eager, function(x)
+
+    eager, compiled = results()
+    for one, two in zip(eager, compiled, strict=True):
+        assert torch.equal(one, two)
+    monkeypatch.setattr(compilation, "DRAWS_LIKE", {})
+    eager, compiled = results()
+    for one, two in zip(eager, compiled, strict=True):
+        assert not torch.equal(one, two), "negative control"
+
+
+def penalised(weights: list[Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    """A gradient penalty of a perceptron, and its gradients."""
+
+    def function(x: Tensor) -> list[Tensor]:
+        rows = x.detach().requires_grad_()
+        leaves = [weight.detach().requires_grad_() for weight in weights]
+        hidden = torch.nn.functional.leaky_relu(rows @ leaves[0], 0.2)
+        outputs = torch.relu(hidden @ leaves[1]) @ leaves[2]
+        (slope,) = torch.autograd.grad(outputs.sum(), rows, create_graph=True)
+        return [x.detach() for x in torch.autograd.grad((slope.norm(dim=1) - 1).square().mean(), leaves)]
+
+    return function
+
+
+def products(graph: compilation.Graph) -> int:
+    graph.module.graph.eliminate_dead_code()
+    return sum(node.target is torch.ops.aten.mm.default for node in graph.module.graph.nodes)
+
+
+def test_products_with_second_derivatives_that_are_zero_are_left_out() -> None:
+    torch.manual_seed(0)
+    function = penalised([torch.randn(5, 7), torch.randn(7, 6), torch.randn(6, 1)])
+    x = torch.randn(4, 5)
+    graph, whole = compilation.record(function, [x]), compilation.record(function, [x])
+    graph.leave_out_zeros()
+    graph.module.recompile()
+    for found, expected in zip(graph.module(x), function(x), strict=True):
+        assert torch.equal(found, expected)
+        assert expected.abs().sum() > 0
+    # forwards three; the slope three; its gradient two for each weight, but one for the last, which nothing lies above
+    assert products(graph) == 3 + 3 + 5
+    assert products(whole) > products(graph), "negative control"
+
+
+def test_a_zero_that_is_written_to_is_kept() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        plain, seen, kept = torch.zeros(3), torch.zeros(3, 3), torch.zeros(3)
+        plain.copy_(x)
+        seen[0].add_(x)
+        rows = x * 1
+        total = rows + kept
+        rows.mul_(2)
+        return [plain * x, seen @ seen, total, kept * x + rows]
+
+    x = torch.tensor([1.0, 2.0, 3.0])
+    graph = compilation.record(function, [x])
+    graph.leave_out_zeros()
+    graph.module.recompile()
+    for found, expected in zip(graph.module(x), function(x), strict=True):
+        assert torch.equal(found, expected)
+    graph.module.graph.eliminate_dead_code()
+    assert torch.ops.aten.mul.Tensor in {node.target for node in graph.module.graph.nodes}

@@ -29,7 +29,7 @@ def test_python_blocks_run_in_order(
 
 
 def test_recipe_of_the_readme_trains_from_the_command_line(tmp_path: Path) -> None:
-    first, _, third = blocks("python")
+    first, _, third, *_ = blocks("python")
     (tmp_path / "my_model.py").write_text("\n".join([first, "from ppgen import ELBO", third]))
     assert "my_model.py:recipe" in README.read_text()
     command = [sys.executable, "-m", "ppgen", "train", "my_model.py:recipe", "--steps", "30", "--out", "run", "--json"]

@@ -48,22 +48,26 @@ def _both(function: str, **others: str) -> dict[str, str]:
     return {"vae": function, "m2": function, **others}
 
 
-def _all(function: str, **others: str) -> dict[str, str]:
-    return _both(function, iwae=function, **others)
+def _all(function: str, game: str, **others: str) -> dict[str, str]:
+    return _both(function, iwae=function, **_games(game), **others)
+
+
+def _games(function: str) -> dict[str, str]:
+    return {"wgan-gp": f"wgan_gp:{function}", "wgan-gp-dcgan": f"wgan_gp:{function}"}
 
 
 OURS, REFERENCE = "ppgen", "eager"
 # ELBOs that take the divergence by Monte Carlo: the same expectation, from gradients with more noise
 SAMPLED_DIVERGENCE = 0.02
 _CONTENDERS = [
-    Contender("ppgen", "ppgen, fp32", _all("own:full", **{"vae-epoch": "epochs:trainer_full"})),
+    Contender("ppgen", "ppgen, fp32", _all("own:full", "full", **{"vae-epoch": "epochs:trainer_full"})),
     Contender(
         "ppgen-bf16",
         "ppgen, bf16",
-        _all("own:half", **{"vae-epoch": "epochs:trainer_half"}),
+        _all("own:half", "half", **{"vae-epoch": "epochs:trainer_half"}),
         rounding=2e-3,
     ),
-    Contender("ppgen-eager", "ppgen, not compiled", _all("own:eager")),
+    Contender("ppgen-eager", "ppgen, not compiled", _all("own:eager", "uncompiled")),
     Contender("pyro", "Pyro SVI, TraceEnum_ELBO", {"m2": "pyro_svi:enumerated"}, drift=SAMPLED_DIVERGENCE),
     Contender("pyro-jit", "Pyro SVI, JitTraceEnum_ELBO", {"m2": "pyro_svi:jit_enumerated"}, drift=SAMPLED_DIVERGENCE),
     Contender("pyro-trace", "Pyro SVI, Trace_ELBO", {"vae": "pyro_svi:trace"}, drift=SAMPLED_DIVERGENCE),
@@ -73,10 +77,10 @@ _CONTENDERS = [
     Contender(
         "eager",
         "PyTorch by hand, eager, fused Adam",
-        _all("handwritten:eager", **{"vae-epoch": "epochs:plain"}),
+        _all("handwritten:eager", "eager", **{"vae-epoch": "epochs:plain"}),
     ),
     Contender("eager-joined", "PyTorch by hand, eager, inputs concatenated", {"m2": "handwritten:eager_joined"}),
-    Contender("torch-compile", "PyTorch by hand, torch.compile, fused Adam", _all("handwritten:compiled")),
+    Contender("torch-compile", "PyTorch by hand, torch.compile, fused Adam", _all("handwritten:compiled", "compiled")),
     Contender("numpyro", "NumPyro, jitted", _both("numpyro_svi:build"), needs=("jax", "numpyro")),
     Contender(
         "numpyro-scan",

@@ -80,6 +80,7 @@ AVB_ENTRY = Entry(
     avb,
     reference="Mescheder, Nowozin, Geiger 2017, arXiv:1701.04722",
     presets={
+        **dict.fromkeys(("ring", "grid", "swiss-roll"), {"z_dim": 2, "likelihood": "gaussian"}),
         "four-points": {
             "z_dim": 2,
             "noise_dim": 8,

@@ -100,6 +100,7 @@ VAE = Entry(
     vae,
     reference="Kingma, Welling 2013, arXiv:1312.6114",
     presets={
+        **dict.fromkeys(("ring", "grid", "swiss-roll"), {"z_dim": 2, "likelihood": "gaussian"}),
         **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
         "binarized-mnist": IMAGES | {"binarization": "none"},
         "usps": IMAGES | {"binarization": "none", "warmup": 620},
