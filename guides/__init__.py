@@ -1,6 +1,8 @@
 """Inference programs, one file each: what is known of the latents once the data are seen."""
 
 from ppgen.guides.belief import BottomUp
+from ppgen.guides.codes import Codes
+from ppgen.guides.deterministic import Deterministic
 from ppgen.guides.gaussian import DiagonalGaussian, FullGaussian
 from ppgen.guides.implicit import Implicit
 from ppgen.guides.label import Label
@@ -10,6 +12,8 @@ from ppgen.guides.toy import SameCoins
 
 __all__ = [
     "BottomUp",
+    "Codes",
+    "Deterministic",
     "DiagonalGaussian",
     "FullGaussian",
     "Implicit",

@@ -15,19 +15,21 @@ class Label(nn.Module):
         classifier: from ``x`` to logits ``(..., classes)``.
         encoder: from ``x`` and one-hot ``y`` to ``(..., 2 * z_dim)``.
         classes: number of labels.
+        site: name of the label's site.
 
     References:
         Kingma, Rezende, Mohamed, Welling, 2014, arXiv:1406.5298.
     """
 
-    def __init__(self, classifier: nn.Module, encoder: nn.Module, classes: int) -> None:
+    def __init__(self, classifier: nn.Module, encoder: nn.Module, classes: int, *, site: str = "y") -> None:
         super().__init__()
         self.classifier = classifier
         self.encoder = encoder
         self.classes = classes
+        self.site = site
 
     def forward(self, x: Tensor) -> None:
-        """The program: sites ``y`` and ``z`` in the plate ``data``; an objective conditions ``y`` where it is known."""
+        """The program: the label's site and ``z`` in the plate ``data``; an objective conditions known labels."""
         with pyro.plate("data", len(x)):
-            y = pyro.sample("y", dist.Categorical(logits=self.classifier(x)))
+            y = pyro.sample(self.site, dist.Categorical(logits=self.classifier(x)))
             pyro.sample("z", diagonal(self.encoder(x, one_hot(y, self.classes).to(x.dtype))))

@@ -98,7 +98,13 @@ class GeneratorMixture(Generator):
     """
 
     def __init__(
-        self, shared: nn.Module, heads: Iterable[nn.Module], shape: Sequence[int], z_dim: int, *, noise: Noise = "normal"
+        self,
+        shared: nn.Module,
+        heads: Iterable[nn.Module],
+        shape: Sequence[int],
+        z_dim: int,
+        *,
+        noise: Noise = "normal",
     ) -> None:
         super().__init__(shared, shape, z_dim, noise=noise)
         self.heads = nn.ModuleList(heads)

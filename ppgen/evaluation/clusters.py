@@ -64,12 +64,12 @@ def cluster_accuracy(
     References:
         Makhzani et al., 2015, arXiv:1511.05644, section 6; Chen et al., 2016, arXiv:1606.03657, section 7.2.
     """
-    (named, labels, *rest), (clusters, truth, *_) = (
-        _clusters(trained, part, site, label, seed) for part in (train, test)
-    )
-    names = majority(named, labels, states=rest[1])
-    right = int((names[clusters] == truth).sum())
-    return Clusters(Proportion.of(right, len(truth)), *rest, used=len(clusters.unique()))
+    named, labels, name = _clusters(trained, train, site, label, seed)
+    probabilities, truth, _ = _clusters(trained, test, site, label, seed)
+    states, found = probabilities.shape[-1], probabilities.argmax(-1)
+    right = majority(named.argmax(-1), labels, states=states)[found] == truth
+    accuracy = Proportion.of(int(right.sum()), len(truth))
+    return Clusters(accuracy, name, states, used=len(found.unique()))
 
 
 def majority(clusters: Tensor, labels: Tensor, *, states: int) -> Tensor:
@@ -85,7 +85,7 @@ def majority(clusters: Tensor, labels: Tensor, *, states: int) -> Tensor:
 
 def _clusters(
     trained: Trained, columns: Mapping[str, Tensor], site: str | None, label: str, seed: int
-) -> tuple[Tensor, Tensor, str, int]:
+) -> tuple[Tensor, Tensor, str]:
     if label not in columns or not (known := columns[label] >= 0).any():
         raise DataError(f"expected labels in the column '{label}', which clusters are compared with; got none")
     rows = {name: column[known] for name, column in columns.items()}
@@ -93,8 +93,7 @@ def _clusters(
     discrete = [name.removesuffix(PROBABILITIES) for name in found if name.endswith(PROBABILITIES)]
     if site is None and len(discrete) == 1:
         site = discrete[0]
-    if site not in discrete:
+    if site is None or site not in discrete:
         has = ", ".join(discrete) or "none"
         raise ConfigError(f"expected one categorical latent of single rows in the guide, its clusters; got {has}")
-    probabilities = found[site + PROBABILITIES]
-    return probabilities.argmax(-1), rows[label].cpu(), site, probabilities.shape[-1]
+    return found[site + PROBABILITIES], rows[label].cpu(), site

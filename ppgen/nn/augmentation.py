@@ -60,7 +60,8 @@ class AgreedLogits(nn.Module):
         logits: Tensor = self.classifier(self.change(many))
         if views == 1:
             return logits
-        return logits.unflatten(0, (views, -1)).log_softmax(-1).logsumexp(0) - math.log(views)
+        each: Tensor = logits.unflatten(0, (views, -1)).log_softmax(-1)
+        return each.logsumexp(0) - math.log(views)
 
 
 def random_affine(

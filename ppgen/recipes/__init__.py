@@ -3,17 +3,44 @@
 import difflib
 
 from ppgen.errors import ConfigError
+from ppgen.recipes.aae import AAE_CLUSTERS, AAE_ENTRY, AAE_SEMISUPERVISED
+from ppgen.recipes.avb import AVB_ENTRY
 from ppgen.recipes.base import Entry, Recipe, adam, load_users
+from ppgen.recipes.bigan import ALI, BIGAN_ENTRY
 from ppgen.recipes.categorical_vae import CATEGORICAL_VAE
+from ppgen.recipes.gan import GAN_ENTRIES
+from ppgen.recipes.infogan import INFOGAN_ENTRY
 from ppgen.recipes.iwae import IWAE_ENTRY
+from ppgen.recipes.labelled_gan import ACGAN_ENTRY, CGAN
 from ppgen.recipes.m2 import M2
 from ppgen.recipes.sbn import SBN
 from ppgen.recipes.structured import STRUCTURED
 from ppgen.recipes.toy import TOY
 from ppgen.recipes.vae import VAE
+from ppgen.recipes.vae_gan import VAE_GAN
 
 RECIPES: dict[str, Entry] = {
-    entry.name: entry for entry in (M2, VAE, IWAE_ENTRY, SBN, CATEGORICAL_VAE, STRUCTURED, TOY)
+    entry.name: entry
+    for entry in (
+        M2,
+        VAE,
+        IWAE_ENTRY,
+        SBN,
+        CATEGORICAL_VAE,
+        STRUCTURED,
+        TOY,
+        AAE_ENTRY,
+        AAE_SEMISUPERVISED,
+        AAE_CLUSTERS,
+        *GAN_ENTRIES,
+        CGAN,
+        ACGAN_ENTRY,
+        INFOGAN_ENTRY,
+        BIGAN_ENTRY,
+        ALI,
+        AVB_ENTRY,
+        VAE_GAN,
+    )
 }
 
 

@@ -7,7 +7,7 @@ from ppgen.data import Dataset
 from ppgen.objectives import AVB
 from ppgen.recipes.adversaries import players_adam
 from ppgen.recipes.base import Count, Entry, Positive, Recipe, Share
-from ppgen.recipes.vae import Binarization, Likelihood, observed
+from ppgen.recipes.vae import POINTS, Binarization, Likelihood, observed
 
 
 def avb(
@@ -80,7 +80,7 @@ AVB_ENTRY = Entry(
     avb,
     reference="Mescheder, Nowozin, Geiger 2017, arXiv:1701.04722",
     presets={
-        **dict.fromkeys(("ring", "grid", "swiss-roll"), {"z_dim": 2, "likelihood": "gaussian"}),
+        **dict.fromkeys(("ring", "grid", "swiss-roll"), POINTS),
         "four-points": {
             "z_dim": 2,
             "noise_dim": 8,

@@ -175,8 +175,10 @@ class Entry:
         name: what the user types.
         function: ``(data, *, options...) -> Recipe`` or ``(model, guide, objective)``.
         reference: author, year, arXiv id.
-        presets: option values by data set, over the function's defaults.
+        presets: option values by data set, over the settings.
         labels: how many labels of a data set that has them all are kept unless told.
+        settings: option values over the function's defaults, where several recipes share a function.
+        about: what such a recipe is, in a line; the first one of the function's docstring unless told.
     """
 
     name: str
@@ -184,11 +186,13 @@ class Entry:
     reference: str = ""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     labels: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
 
     @property
     def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").split("\n")[0]
+        """What the recipe is, in a line."""
+        return self.about or (inspect.getdoc(self.function) or "").split("\n")[0]
 
     @functools.cached_property
     def _fields(self) -> dict[str, tuple[Any, Any]]:
@@ -205,7 +209,8 @@ class Entry:
 
     def defaults(self, data: str = "") -> dict[str, Any]:
         """Returns every option with its default for a data set."""
-        return {name: default for name, (_, default) in self._fields.items()} | dict(self.presets.get(data, {}))
+        own = {name: default for name, (_, default) in self._fields.items()}
+        return own | dict(self.settings) | dict(self.presets.get(data, {}))
 
     def fields(self, options: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Returns the type and default of every option, those of the objective that ``options`` name among them."""

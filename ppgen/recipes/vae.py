@@ -19,6 +19,7 @@ IMAGES = {
     "warmup": 5_900,
     "epochs": 70,
 }
+POINTS = {"z_dim": 2, "likelihood": "gaussian"}
 COLOUR = IMAGES | {"likelihood": "gaussian", "binarization": "none"}
 
 
@@ -100,7 +101,7 @@ VAE = Entry(
     vae,
     reference="Kingma, Welling 2013, arXiv:1312.6114",
     presets={
-        **dict.fromkeys(("ring", "grid", "swiss-roll"), {"z_dim": 2, "likelihood": "gaussian"}),
+        **dict.fromkeys(("ring", "grid", "swiss-roll"), POINTS),
         **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist"), IMAGES),
         "binarized-mnist": IMAGES | {"binarization": "none"},
         "usps": IMAGES | {"binarization": "none", "warmup": 620},

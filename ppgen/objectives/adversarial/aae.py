@@ -83,7 +83,7 @@ class AAE(Objective):
         for name in self.given:
             column_of(batch, name)
         with programs.strictly_checked():
-            joint = self._joint(model, guide, batch)
+            joint = self._first_run(model, guide, batch)
             if not joint.observed:
                 raise ConfigError("expected a site of the model that observes data, which AAE reconstructs; got none")
             self._name_sites(joint)
@@ -98,6 +98,29 @@ class AAE(Objective):
                             f" {tuple(other.shape)}; got {tuple(one.shape)}"
                         )
                 judged(critic, data, 1)
+
+    def _first_run(self, model: Program, guide: Program, batch: Batch) -> Joint:
+        """Runs the pair for the first time; what it does not take is told in one line, without Pyro's table."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                inferred = programs.infer(guide, batch)
+            if not inferred:
+                raise ConfigError(
+                    "expected a guide with a site, whose draws critics compare with the prior's; got none"
+                )
+            drawn = ", ".join(f"{name} {tuple(site['value'].shape)}" for name, site in inferred.items())
+        except ConfigError as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+        try:
+            return self._joint(model, guide, batch)
+        except ConfigError as error:
+            raise ConfigError(str(error).splitlines()[0]) from error
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"expected programs that take the guide's draws, {drawn}, a category as its probabilities"
+                f" (ppgen.nn.one_hot does); got {reason}"
+            ) from error
 
     def _name_sites(self, joint: Joint) -> None:
         latents = [name for name in joint.latents if name in joint.model.nodes]
