@@ -13,7 +13,13 @@ from typing import Any
 
 import click
 
-RECIPES = ("gan", "unrolled-gan", "pacgan", "mad-gan", "wgan", "wgan-gp", "sn-gan")
+PLAIN = {"loss": "minimax", "schedule": "constant", "average": None}
+"""What the first paper had: no non-saturating loss, no falling rates, no average of the weights."""
+GAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain-gan": ("gan", PLAIN),
+    **{name: (name, {}) for name in ("gan", "unrolled-gan", "pacgan", "mad-gan", "wgan", "wgan-gp", "sn-gan")},
+}
+"""Recipes with options, by the name in the table."""
 DATA = ("ring", "grid")
 SAMPLES = 2_500
 SHOWN = 1_000
@@ -114,9 +120,10 @@ def take_over(trainer: Any, fresh: Any) -> None:
             player.schedule.load_state_dict(other.schedule.state_dict())
 
 
-def measure(recipe: str, data: str, seeds: Iterable[int], *, steps: int | None = None) -> Iterator[dict[str, Any]]:
-    """Trains a recipe on a data set from every seed; yields what was found so far after each."""
-    game = Game(recipe, data, steps=steps)
+def measure(name: str, data: str, seeds: Iterable[int], *, steps: int | None = None) -> Iterator[dict[str, Any]]:
+    """Trains one of `GAMES` on a data set from every seed; yields what was found so far after each."""
+    recipe, options = GAMES[name]
+    game = Game(recipe, data, steps=steps, **options)
     outcomes = []
     shown: list[Any] = []
     for seed in seeds:
@@ -192,7 +199,7 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 @click.command("modes")
 @click.option("--seeds", default=10, show_default=True, type=click.IntRange(min=1))
-@click.option("--only", default="", metavar="RECIPE,...", help=f"Some of {', '.join(RECIPES)}.")
+@click.option("--only", default="", metavar="GAME,...", help=f"Some of {', '.join(GAMES)}.")
 @click.option("--data", "sets", default="", metavar="DATA,...", help=f"Some of {', '.join(DATA)}.")
 @click.option("--steps", type=click.IntRange(min=2), help="Of every run, instead of the recipe's epochs.")
 @click.option("--write", "folder", default="docs", show_default=True, type=click.Path(path_type=Path))
@@ -207,7 +214,7 @@ def command(seeds: int, only: str, sets: str, steps: int | None, folder: Path) -
     from benchmarks import report
     from benchmarks.__main__ import chosen
 
-    recipes, data = chosen(only, list(RECIPES), "--only"), chosen(sets, list(DATA), "--data")
+    recipes, data = chosen(only, list(GAMES), "--only"), chosen(sets, list(DATA), "--data")
     torch.set_num_threads(1)
     about = report.machine(1)
     path = folder / "modes.json"
@@ -219,7 +226,7 @@ def command(seeds: int, only: str, sets: str, steps: int | None, folder: Path) -
                     status.update(f"{name}: {recipe}, {len(result['seeds'])} of {seeds} seeds")
                     found = _earlier(path)
                     found[name][recipe] = result
-                    found = {key: {r: part[r] for r in RECIPES if r in part} for key, part in found.items() if part}
+                    found = {key: {r: part[r] for r in GAMES if r in part} for key, part in found.items() if part}
                     path.write_text(json.dumps({"machine": about, "samples": SAMPLES, "found": found}) + "\n")
     draw(found, folder / "modes.png")
     click.echo(markdown(found))
