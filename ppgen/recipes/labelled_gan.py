@@ -95,9 +95,9 @@ def labelled_gan(
     )
 
 
-IMAGES = {"z_dim": 64, "hidden": (32, 64), "epochs": 10}
+IMAGES: dict[str, Any] = {"z_dim": 64, "hidden": (32, 64), "epochs": 10}
 COLOUR = IMAGES | {"z_dim": 100, "hidden": (64, 128, 256)}
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"hidden": (32, 64)},
     **dict.fromkeys(("mnist", "fashion-mnist", "kmnist", "emnist", "usps"), IMAGES),
     **dict.fromkeys(("svhn", "cifar10"), COLOUR),
