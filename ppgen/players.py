@@ -84,8 +84,9 @@ class Player:
     def _plain(self) -> Iterator[None]:
         # the optimizer's plain implementation, which the compiler fuses by itself, without a look at values
         groups = self.optimizer.param_groups
-        # one that is not capturable (SGD) takes its learning rate as a tensor only in its implementation for lists
-        plain = {"fused": False, "foreach": "capturable" not in groups[0], "capturable": True}
+        # one that is not capturable (SGD), and RMSprop, take the learning rate as a tensor only in the one for lists
+        lists = "capturable" not in groups[0] or isinstance(self.optimizer, torch.optim.RMSprop)
+        plain = {"fused": False, "foreach": lists, "capturable": True}
         saved = [{key: group[key] for key in ("lr", *plain) if key in group} for group in groups]
         for group in groups:
             group.update({key: value for key, value in plain.items() if key in group})
