@@ -78,7 +78,8 @@ def infogan(
     )
 
 
-IMAGES = {"hidden": (16, 32), "epochs": 20}
+# of the paper's 62 numbers, categories settled on less than digits
+IMAGES = {"z_dim": 12, "latent": "uniform", "hidden": (32, 64), "epochs": 20}
 COLOUR = {"z_dim": 128, "hidden": (32, 64, 128), "epochs": 20}
 
 INFOGAN_ENTRY = Entry(
