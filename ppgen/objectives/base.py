@@ -39,8 +39,15 @@ class Objective(nn.Module):
         self._structure: dict[tuple[Program, Program], tuple[int, str | None]] = {}
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """Returns the loss in nats per datum: the program's total divided by the full size of the data plate."""
-        raise TypeError(f"{type(self).__name__} defines neither loss nor phases")
+        """Returns the loss in nats per datum: the program's total divided by the full size of the data plate.
+
+        Raises:
+            TypeError: if there is no one loss, but one for each player.
+        """
+        name = type(self).__name__
+        if type(self).phases is Objective.phases:
+            raise TypeError(f"{name} defines neither loss nor phases")
+        raise TypeError(f"{name} has a loss for each of its players: train with ppgen.Trainer")
 
     def setup(self, model: Program, guide: Program, batch: Batch) -> None:
         """Runs the pair once, with checks on, so that all its parameters exist and wrong shapes are named."""

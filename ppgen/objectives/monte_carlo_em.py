@@ -92,14 +92,6 @@ class MonteCarloEM(Objective):
         """The model's parameters, and the guide's if it has any."""
         return {name: leaves for name, leaves in separate_leaves(model, guide, batch).items() if leaves}
 
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("MonteCarloEM has a loss for each of its players: train with ppgen.Trainer")
-
     def phases(self) -> tuple[Phase, ...]:
         """One phase: moves, then both losses."""
         return (self._phase,)

@@ -66,14 +66,6 @@ class WakeSleep(Objective):
         """The model's parameters and the guide's."""
         return separate_leaves(model, guide, batch)
 
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise _no_single_loss(self)
-
     def phases(self) -> tuple[Phase, ...]:
         """Wake, then sleep with the model that wake has changed."""
         return (self._wake, self._sleep)
@@ -139,14 +131,6 @@ class ReweightedWakeSleep(Objective):
         """The model's parameters and the guide's."""
         return separate_leaves(model, guide, batch)
 
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise _no_single_loss(self)
-
     def phases(self) -> tuple[Phase, ...]:
         """One phase: both losses at the same parameters."""
         return (self._phase,)
@@ -188,7 +172,3 @@ def _check_dreams(joint: Joint, model: Program, guide: Program, batch: Batch) ->
 def _require_particles(particles: int) -> None:
     if particles < 1:
         raise ConfigError(f"expected particles >= 1; got {particles}")
-
-
-def _no_single_loss(objective: Objective) -> TypeError:
-    return TypeError(f"{type(objective).__name__} has a loss for each of its players: train with ppgen.Trainer")

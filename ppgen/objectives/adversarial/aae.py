@@ -7,15 +7,16 @@ from torch import Tensor, nn
 
 from ppgen import programs
 from ppgen.errors import ConfigError
+from ppgen.objectives.adversarial.game import Game
 from ppgen.objectives.adversarial.sides import Draws, Inputs, column_of, judged, shown
 from ppgen.objectives.adversarial.values import ValueName, require_critic, value_of
-from ppgen.objectives.base import Losses, Metrics, Objective, Phase
+from ppgen.objectives.base import Losses, Metrics, Phase
 from ppgen.objectives.prior_matching import reconstruction
 from ppgen.programs import Batch, Joint, Program, Sites
 from ppgen.programs.priors import draw_prior
 
 
-class AAE(Objective):
+class AAE(Game):
     r"""The adversarial autoencoder.
 
     ``loss = -E_q[log p(x | z)] + weight * sum of the critics' games``: each critic compares draws of some latent sites,
@@ -135,22 +136,9 @@ class AAE(Objective):
                         f"expected critics of latents that the guide draws ({', '.join(latents)}); got '{name}'"
                     )
 
-    def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
-        """See `Objective.explain`."""
-        return None
-
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """The critics' parameters, and those of model and guide."""
-        own: dict[str, Tensor] = {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
-        return {"critic": own, "autoencoder": programs.leaves(model, guide)}
-
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("AAE has a loss for each of its players: train with ppgen.Trainer")
+        return {"critic": self.own_parameters(), "autoencoder": programs.leaves(model, guide)}
 
     def phases(self) -> Sequence[Phase]:
         """The critics' phases, then the one of model and guide."""

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from ppgen import programs
 from ppgen.errors import ConfigError
+from ppgen.objectives.adversarial.game import Game
 from ppgen.objectives.adversarial.sides import Draws, column_of, judged
 from ppgen.objectives.adversarial.values import Minimax, require_critic
-from ppgen.objectives.base import Losses, Metrics, Objective, Phase
+from ppgen.objectives.base import Losses, Metrics, Phase
 from ppgen.objectives.prior_matching import reconstruction
 from ppgen.programs import Batch, Joint, Program, Sites
 from ppgen.programs.priors import draw_prior
@@ -18,7 +19,7 @@ from ppgen.programs.priors import draw_prior
 SMALLEST_SCALE = 1e-4
 
 
-class AVB(Objective):
+class AVB(Game):
     r"""Adversarial variational Bayes: the evidence lower bound of a guide of which only draws are known.
 
     The critic tells ``(x, z)`` with ``z`` from the guide from ``(x, z)`` with ``z`` from the prior. At its best
@@ -89,22 +90,9 @@ class AVB(Objective):
                     )
             judged(self.critic, (batch[self.column], *drawn.values()), 1)
 
-    def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
-        """See `Objective.explain`."""
-        return None
-
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """The critic's parameters, and those of model and guide."""
-        own: dict[str, Tensor] = {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
-        return {"critic": own, "autoencoder": programs.leaves(model, guide)}
-
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("AVB has a loss for each of its players: train with ppgen.Trainer")
+        return {"critic": self.own_parameters(), "autoencoder": programs.leaves(model, guide)}
 
     def phases(self) -> Sequence[Phase]:
         """The critic's phases, then the one of model and guide."""

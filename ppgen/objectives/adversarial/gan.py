@@ -9,14 +9,15 @@ from torch.func import functional_call
 
 from ppgen import programs
 from ppgen.errors import ConfigError
+from ppgen.objectives.adversarial.game import Game
 from ppgen.objectives.adversarial.penalties import GradientPenalty
 from ppgen.objectives.adversarial.sides import Draws, Inputs, column_of, judged, packed, shown
 from ppgen.objectives.adversarial.values import Value, ValueName, require_critic, value_of
-from ppgen.objectives.base import Losses, Metrics, Objective, Phase
+from ppgen.objectives.base import Losses, Metrics, Phase
 from ppgen.programs import Batch, Program, Sites
 
 
-class GAN(Objective):
+class GAN(Game):
     r"""A game between a critic, which tells data from draws of the model, and the model, which makes that hard.
 
     A step is ``critic_steps`` phases of the critic and one of the model. The critic compares two joint distributions
@@ -148,10 +149,6 @@ class GAN(Objective):
                     f"site '{name}', which the critic compares, is neither a column of the data nor a site of the guide"
                 )
 
-    def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
-        """See `Objective.explain`: there are no densities that could say more than the gradients do."""
-        return None
-
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """The critic's parameters, and those of the model (and of the guide, where it plays).
 
@@ -169,18 +166,6 @@ class GAN(Objective):
                 " train: give a guide without sites, or take BiGAN"
             )
         return {"critic": critic, "model": apart["model"]}
-
-    def own_parameters(self) -> dict[str, Tensor]:
-        """Returns the objective's own parameters by name."""
-        return {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
-
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError(f"{type(self).__name__} has a loss for each of its players: train with ppgen.Trainer")
 
     def phases(self) -> Sequence[Phase]:
         """The critic's phases, then the one of the programs."""

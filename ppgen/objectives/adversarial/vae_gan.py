@@ -8,15 +8,16 @@ from torch import Tensor, nn
 
 from ppgen import programs
 from ppgen.errors import ConfigError
+from ppgen.objectives.adversarial.game import Game
 from ppgen.objectives.adversarial.sides import column_of, judged
 from ppgen.objectives.adversarial.values import ValueName, require_critic, value_of
-from ppgen.objectives.base import Losses, Metrics, Objective, Phase
+from ppgen.objectives.base import Losses, Metrics, Phase
 from ppgen.objectives.prior_matching import divergence
 from ppgen.programs import Batch, Program
 from ppgen.programs.latents import require_densities
 
 
-class VAEGAN(Objective):
+class VAEGAN(Game):
     r"""The variational autoencoder beyond pixels: similarity is learned by the critic of a GAN.
 
     Three players on one graph, each with a loss of its own, per datum: "guide", ``KL(q(z | x) || p(z)) + S``; "model",
@@ -97,22 +98,9 @@ class VAEGAN(Objective):
                 )
             judged(self.critic, (data,), 1)
 
-    def explain(self, model: Program, guide: Program, batch: Batch) -> str | None:
-        """See `Objective.explain`."""
-        return None
-
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """The critic's parameters, the model's and the guide's."""
-        own: dict[str, Tensor] = {f"objective.{name}": p for name, p in self.named_parameters() if p.requires_grad}
-        return {"critic": own} | programs.separate_leaves(model, guide, batch)
-
-    def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
-        """There is no one loss.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("VAEGAN has a loss for each of its players: train with ppgen.Trainer")
+        return {"critic": self.own_parameters()} | programs.separate_leaves(model, guide, batch)
 
     def phases(self) -> Sequence[Phase]:
         """One phase: all three losses at the same parameters."""
