@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppgen.errors import ConfigError
 from ppgen.programs import Program, call
+from ppgen.programs.matching import CHOICE
 from ppgen.programs.points import Latents, run_at
 
 
@@ -81,7 +82,7 @@ class PosteriorDraws(nn.Module):
 
     def _chosen(self, draws: Mapping[str, Tensor], latents: Latents) -> dict[str, Tensor]:
         # no discrete site: it would be enumerated
-        place = pyro.sample("ppgen_draw", dist.Uniform(0.0, 1.0), infer={"is_auxiliary": True})
+        place = pyro.sample("ppgen_draw", dist.Uniform(0.0, 1.0), infer={"is_auxiliary": True, CHOICE: True})
         return {name: _at(draws[name], place, latents.ranks[name]) for name in latents.global_}
 
 

@@ -16,7 +16,7 @@ from ppgen.errors import ConfigError, DataError, PpgenError
 from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.intervals import Estimate, Proportion
 from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, values_per_row, without
-from ppgen.programs import Program
+from ppgen.programs import Program, Structure
 
 MEASURES = ("nll", "accuracy", "elbo")
 
@@ -65,7 +65,7 @@ class _Manner:
 
     vectorized: bool
     enumerate_discrete: Enumerated
-    nesting: int
+    structure: Structure
     fitting: int  # pairs of a row and a particle that fit into a slice
 
     def sizes(self, particles: int, rows: int, batch_size: int | None) -> tuple[int, int]:
@@ -233,10 +233,6 @@ def _classifies(trained: Trained, columns: Mapping[str, Tensor], label: str) -> 
     return True
 
 
-def _nesting(trained: Trained, columns: Mapping[str, Tensor]) -> int:
-    return max(1, programs.nesting_of(trained.model, trained.guide, few(columns, 2, trained.device)))
-
-
 def _log_weights(
     trained: Trained,
     columns: Mapping[str, Tensor],
@@ -260,17 +256,19 @@ def _log_weights(
             for place, part in slices(columns, size, trained.device):
                 for start in range(0, particles, together):
                     count = min(together, particles - start)
-                    weights = _weights(trained, part, count, manner.nesting, manner.enumerate_discrete)
+                    weights = _weights(trained, part, count, manner.structure, manner.enumerate_discrete)
                     yield place, weights.double().cpu()
 
 
-def _weights(trained: Trained, part: Columns, particles: int, nesting: int, enumerate_discrete: Enumerated) -> Tensor:
+def _weights(
+    trained: Trained, part: Columns, particles: int, structure: Structure, enumerate_discrete: Enumerated
+) -> Tensor:
     weights = programs.log_weights(
         trained.model,
         trained.guide,
         part,
         particles=particles,
-        nesting=nesting,
+        structure=structure,
         enumerate_discrete=enumerate_discrete,
     ).local
     if weights.shape != (particles, count_rows(part)):
@@ -322,14 +320,14 @@ def only_the_models(trained: Trained, columns: Mapping[str, Tensor]) -> Enumerat
 
 
 def _try(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: Enumerated) -> _Manner:
-    if programs.data_plate(trained.model, few(columns, 2, trained.device)) is None:
+    structure = programs.structure_of(trained.model, trained.guide, few(columns, 2, trained.device))
+    if structure.rows is None:
         raise ConfigError(
             "expected an observed site in a data plate, with pyro.plate('data', len(x)); got none: without it held-out"
             " rows cannot be told apart"
         )
-    nesting = _nesting(trained, columns)
     weigh = functools.partial(
-        _weights, trained, particles=particles, nesting=nesting, enumerate_discrete=enumerate_discrete
+        _weights, trained, particles=particles, structure=structure, enumerate_discrete=enumerate_discrete
     )
     values = values_per_row(weigh, columns, trained.device) / particles
-    return _Manner(particles > 1, enumerate_discrete, nesting, fitting(values, trained.device))
+    return _Manner(particles > 1, enumerate_discrete, structure, fitting(values, trained.device))

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from ppgen import programs
 from ppgen.gradients import Estimator, Plan
-from ppgen.programs import Batch, Joint, Program
+from ppgen.programs import Batch, Joint, Program, Structure
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -36,7 +36,7 @@ class Objective(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self._structure: dict[tuple[Program, Program], tuple[int, str | None]] = {}
+        self._structure: dict[tuple[Program, Program], Structure] = {}
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """Returns the loss in nats per datum: the program's total divided by the full size of the data plate.
@@ -56,9 +56,8 @@ class Objective(nn.Module):
 
     def check(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
         """Runs the pair once with checks on, and remembers what plates it has."""
-        joint = programs.check(model, guide, batch, labels=labels, summing=self.sums_out)
-        self._structure[model, guide] = joint.nesting, joint.plate.name if joint.plate else None
-        return joint
+        structure = self._structure[model, guide] = programs.structure_of(model, guide, batch)
+        return programs.check(model, guide, batch, labels=labels, summing=self.sums_out, structure=structure)
 
     @property
     def sums_out(self) -> bool:
@@ -99,8 +98,7 @@ class Objective(nn.Module):
         """Runs model and guide together, remembering what plates the pair has."""
         if (model, guide) not in self._structure:
             self._structure[model, guide] = programs.structure_of(model, guide, batch)
-        nesting, plate = self._structure[model, guide]
-        return programs.run(model, guide, batch, nesting=nesting, plate=plate, **options)
+        return programs.run(model, guide, batch, structure=self._structure[model, guide], **options)
 
     def forward(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the loss of one call ``(model, guide, *args, **kwargs)``, as Pyro's ELBOs are called.

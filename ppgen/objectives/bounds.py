@@ -99,6 +99,9 @@ class Bound(Objective):
                 f"model site '{summed[0]}' is summed out for all rows at once, and a weight is of one row: take"
                 " weights=joint"
             )
+        if not self._joint_weights:
+            programs.require_known_rows(joint)
+        programs.require_one_weight(joint, whole=self._joint_weights, linear=self.reduction.linear)
         self.plan.prepare(joint, dict, particles=self.particles, step=self.step)
         self._check_gradient(joint, whole=whole)
         if self.gradient != "total":
@@ -181,20 +184,21 @@ class Bound(Objective):
 
     def _weights(self, joint: Joint) -> Weights:
         """Returns the weights of a run, ``local`` as ``(states..., outer, particles, rows)``."""
-        found = programs.weights_of(joint)
+        found = programs.weights_of(joint, scaled=not self._joint_weights)
         if not self._joint_weights:
             return found
         if found.log_q is not None:
             raise ConfigError("enumerated sites are summed within a datum's weight: take weights=datum")
         whole = (found.global_ + found.local.sum(-1)).reshape(self.outer, self.particles, 1)
-        return Weights(whole, None, torch.zeros((), device=whole.device).expand(self.outer), found.plate)
+        nothing = torch.zeros((), device=whole.device).expand(self.outer)
+        return Weights(whole, None, nothing, found.plate, found.row_scale)
 
     def _loss(self, weights: Weights, reduction: Reduction) -> Tensor:
         return self._total(weights, reduction(weights.local, weights.log_q))
 
     def _total(self, weights: Weights, bounds: Tensor) -> Tensor:
         size, scale = _units(weights)
-        return -(weights.global_ + scale * bounds.sum(-1)).mean() / size
+        return -(weights.global_ + scale * (weights.row_scale * bounds).sum(-1)).mean() / size
 
     def _doubly(self, weights: Weights) -> Tensor:
         """The guide's loss: its value is the bound's, its gradient doubly reparameterised."""
@@ -204,8 +208,8 @@ class Bound(Objective):
         if (log_q := weights.log_q) is not None:
             log_w = log_w + log_q - log_q.detach()
             # the bound as a function of the states' probabilities alone
-            states = self.reduction(log_w.detach() + log_q.detach() - log_q, log_q).sum()
-        linear = scale * ((coefficients * log_w).sum() + states) + weights.global_.sum()
+            states = (weights.row_scale * self.reduction(log_w.detach() + log_q.detach() - log_q, log_q)).sum()
+        linear = scale * ((weights.row_scale * coefficients * log_w).sum() + states) + weights.global_.sum()
         value = self._loss(weights, self.reduction).detach()
         return value - (linear - linear.detach()) / (self.outer * size)
 

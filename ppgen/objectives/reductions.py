@@ -20,6 +20,10 @@ class Reduction(Protocol):
     def coefficients(self, log_w: Tensor, log_q: Tensor | None) -> Tensor:
         """Returns what doubly reparameterised gradients weigh the derivative of each log weight by."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether the bound is the mean of log weights."""
+
 
 def _reduced(term: Tensor) -> tuple[int, ...]:
     return (*range(-term.dim(), -3), -2)
@@ -34,6 +38,11 @@ class PowerMean:
     """
 
     alpha: float = 0.0
+
+    @property
+    def linear(self) -> bool:
+        """See `Reduction`."""
+        return self.alpha == 1
 
     def __call__(self, log_w: Tensor, log_q: Tensor | None) -> Tensor:
         """See `Reduction`."""
@@ -68,6 +77,11 @@ class Mixed:
     """
 
     beta: float
+
+    @property
+    def linear(self) -> bool:
+        """See `Reduction`."""
+        return self.beta == 1
 
     def __call__(self, log_w: Tensor, log_q: Tensor | None) -> Tensor:
         """See `Reduction`."""

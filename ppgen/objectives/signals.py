@@ -27,7 +27,7 @@ def surrogates(
     """
     total, losses = torch.zeros(()), []
     size, scale = (weights.plate.size, weights.plate.scale) if weights.plate else (1, 1.0)
-    bounds = reduction(weights.local, weights.log_q).detach()
+    bounds = weights.row_scale * reduction(weights.local, weights.log_q).detach()
     for name, one in plan.estimators().items():
         if not isinstance(one, SignalEstimator):
             continue
@@ -64,7 +64,7 @@ def _baseline(reduction: Reduction, weights: Weights, unit: float) -> Callable[[
     def of(kind: str) -> Tensor | None:
         if weights.local.shape[-2] < 2:
             return None
-        return -left_out(reduction, weights.local.detach(), weights.log_q, kind) / unit
+        return -weights.row_scale * left_out(reduction, weights.local.detach(), weights.log_q, kind) / unit
 
     return of
 

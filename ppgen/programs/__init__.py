@@ -9,7 +9,7 @@ from ppgen.programs.calling import Batch, Program, arguments, call, report_unuse
 from ppgen.programs.dependencies import dependencies
 from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
-from ppgen.programs.joint import DENSITY, DataPlate, Joint, frames, in_full_precision, log_prob_of
+from ppgen.programs.joint import DENSITY, Joint, frames, in_full_precision, log_prob_of
 from ppgen.programs.ownership import separate_leaves
 from ppgen.programs.parameters import (
     Store,
@@ -23,7 +23,8 @@ from ppgen.programs.parameters import (
     report_untrained_modules,
     without_host_reads,
 )
-from ppgen.programs.running import check, data_plate, first_nonfinite, nesting_of, run, structure_of
+from ppgen.programs.rows import DataPlate, Rows, Structure
+from ppgen.programs.running import check, data_plate, first_nonfinite, run, structure_of
 from ppgen.programs.simulation import (
     Relaxed,
     Site,
@@ -37,7 +38,15 @@ from ppgen.programs.simulation import (
     simulate,
     strictly_checked,
 )
-from ppgen.programs.weights import LogWeights, Weights, log_weights, weights_of
+from ppgen.programs.weights import (
+    LogWeights,
+    Weights,
+    log_weights,
+    report_scales,
+    require_known_rows,
+    require_one_weight,
+    weights_of,
+)
 
 __all__ = [
     "DENSITY",
@@ -47,9 +56,11 @@ __all__ = [
     "LogWeights",
     "Program",
     "Relaxed",
+    "Rows",
     "Site",
     "Sites",
     "Store",
+    "Structure",
     "Weights",
     "arguments",
     "buffers",
@@ -70,14 +81,16 @@ __all__ = [
     "log_prob_of",
     "log_weights",
     "modules_of",
-    "nesting_of",
     "number_of_states",
     "posterior",
     "quiet",
     "reconstruct",
     "registered",
+    "report_scales",
     "report_untrained_modules",
     "report_unused_columns",
+    "require_known_rows",
+    "require_one_weight",
     "require_pathwise",
     "require_repeatable",
     "rows_of",

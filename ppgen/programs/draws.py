@@ -14,6 +14,7 @@ from torch import Tensor
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program
 from ppgen.programs.generation import generate
+from ppgen.programs.running import structure_of
 from ppgen.programs.weights import LogWeights, log_weights
 
 Values = dict[str, Tensor]
@@ -83,10 +84,11 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
         ConfigError: if model and guide do not match, a site is both observed and drawn, or a shape changes.
     """
     posterior, predictive, weights = [], [], []
+    structure = structure_of(model, guide, batch)
     for _ in range(draws):
         recorder = _Recorder()
         with recorder, torch.no_grad():
-            weights.append(log_weights(model, guide, batch))
+            weights.append(log_weights(model, guide, batch, structure=structure))
         recorder.finish()
         posterior.append({name: _value(site) for name, site in recorder.latent.items()})
         given = {name: site["value"] for name, site in recorder.latent.items() if not site["is_observed"]}

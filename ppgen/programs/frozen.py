@@ -41,8 +41,7 @@ def with_frozen_guide(joint: Joint, guide: Program, batch: Batch) -> Joint:
     Those of enumerated sites stay as they are.
     """
     args, kwargs = arguments(guide, batch)
-    plate = joint.plate.name if joint.plate else None
-    with _detached_parameters(guide), particle_plates(joint.layout, plate):
+    with _detached_parameters(guide), particle_plates(joint.layout):
         trace = poutine.trace(poutine.replay(guide, trace=joint.guide)).get_trace(*args, **kwargs)
     for name in joint.enumerated:
         trace.nodes[name] = joint.guide.nodes[name]

@@ -1,6 +1,7 @@
 """Model and guide run together: every site's log probability, with its dimensions kept apart."""
 
 import contextlib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.marginals import Summed, sum_out
+from ppgen.programs.rows import Rows, data_plate_of, guessed, rows_of_guide
+from ppgen.programs.scales import both_masks
 
 PARTICLES = "ppgen_particles"
 LOCAL_PARTICLES = "ppgen_local_particles"
@@ -37,44 +40,6 @@ def _is_latent(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
-def plate_nesting(*traces: poutine.Trace) -> int:
-    """Returns how many dimensions from the right the plates of the traces take."""
-    dims = [
-        -frame.dim
-        for trace in traces
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    ]
-    return max(dims, default=0)
-
-
-@dataclass(frozen=True)
-class DataPlate:
-    """The plate over data: its name, the rows in the batch, and the rows in the whole data set."""
-
-    name: str
-    rows: int
-    size: int
-
-    @property
-    def scale(self) -> float:
-        """What a sum over the batch is multiplied by to stand for the whole data set (N/B)."""
-        return self.size / self.rows
-
-
-def data_plate_of(model: poutine.Trace) -> DataPlate | None:
-    """Returns the plate at dim -1 of the first observed site that has one."""
-    for site in model.nodes.values():
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
-            for frame in site["cond_indep_stack"]:
-                if frame.vectorized and frame.dim == -1:
-                    size = frame.size if frame.full_size is None else frame.full_size
-                    return DataPlate(frame.name, int(frame.size), int(size))
-    return None
-
-
 @dataclass(frozen=True)
 class Layout:
     """How many dimensions the terms of a run have, enumerated ones left of these.
@@ -84,12 +49,14 @@ class Layout:
         particles: independent draws of everything.
         local: draws of what lies in the data plate, given the rest; None where a run does not tell them apart.
         versions: of the draws, by which control variates are evaluated; the first one counts.
+        rows: the plates along the rows; None takes those of the first data site.
     """
 
     nesting: int
     particles: int = 1
     local: int | None = None
     versions: int = 1
+    rows: Rows | None = None
 
     @property
     def rank(self) -> int:
@@ -108,6 +75,7 @@ class Joint:
         model: the trace of the model.
         guide: the trace of the guide.
         layout: how many dimensions there are of what.
+        rows: the plates along the rows, those of the guide among them; None if there are none.
         plate: the data plate, None if there is none.
         latents: sites that the guide draws.
         observed: sites of the model that are observed, without those that went into `summed`.
@@ -121,8 +89,14 @@ class Joint:
         self.model = model
         self.guide = guide
         self.layout = layout
-        self.plate = data_plate_of(model)
+        rows = layout.rows or guessed(model)
+        self.rows = None if rows is None else rows_of_guide(guide, model, rows)
+        self.plate = data_plate_of(model, self.rows)
         self.latents = [name for name, site in guide.nodes.items() if _is_latent(site)]
+        for name in self.latents:
+            if name in model.nodes:
+                # what the model leaves out has no place in log q either
+                guide.nodes[name]["mask"] = both_masks(guide.nodes[name]["mask"], model.nodes[name]["mask"])
         self.summed: list[Summed] = []
         self.absorbed: frozenset[str] = frozenset()
         if only := [name for name, site in model.nodes.items() if _is_enumerated(site) and name not in guide.nodes]:
@@ -150,29 +124,6 @@ class Joint:
         """Whether there is a dimension of particles."""
         return self.layout.particles > 1
 
-    def check(self, *, summing: bool = False) -> None:
-        """Checks that every latent site of one program is a site of the other.
-
-        Args:
-            summing: whether discrete sites that only the model has are going to be summed out.
-
-        Raises:
-            ConfigError: if not.
-        """
-        for name, site in self.model.nodes.items():
-            if not _is_latent(site) or name in self.guide.nodes:
-                continue
-            enumerable = _is_enumerated(site) or (summing and site["fn"].has_enumerate_support)
-            if not enumerable:
-                raise ConfigError(
-                    f"model site '{name}' is neither observed nor sampled by the guide: add it to the guide"
-                    " (a discrete site can be summed out exactly by EnumeratedELBO)"
-                )
-        for name in self.latents:
-            auxiliary = self.guide.nodes[name]["infer"].get("is_auxiliary")
-            if name not in self.model.nodes and not auxiliary:
-                raise ConfigError(f"guide site '{name}' is not in the model: rename it, or mark it is_auxiliary")
-
     def log_p(self, name: str) -> Tensor:
         """Log probability of a model site, with its scale and mask."""
         return scaled(self.model.nodes[name], log_prob_of(self.model.nodes[name]))
@@ -191,7 +142,7 @@ class Joint:
 
     def is_local_node(self, node: Mapping[str, Any]) -> bool:
         """Whether what stands for a site lies in the data plate."""
-        return self.plate is not None and self.plate.name in frames(node)
+        return self.plate is not None and not self.plate.names.isdisjoint(frames(node))
 
     def expectation(self, site: str | Mapping[str, Any], term: Tensor, *, keep: Collection[int] = ()) -> Tensor:
         """Sums the enumerated dimensions of a term, weighted by the guide's probabilities.
@@ -278,7 +229,7 @@ class Joint:
         require_plates(node, term.shape, self.nesting)
         local = self.is_local_node(node)
         term = self.padded(self.first_version(term))
-        plates = tuple(range(-self.nesting, -1 if local else 0))
+        plates = self._inner_plates() if local else tuple(range(-self.nesting, 0))
         term = term.sum(plates) if plates else term
         rank = 1 if local else 0
         layout = self.layout
@@ -312,16 +263,20 @@ class Joint:
 
     def _sizes(self, term: Tensor) -> tuple[int, ...]:
         sizes = list(term.shape[term.dim() - self.layout.rank :])
-        rows = sizes[-1] if self.nesting else 1
-        sizes = sizes[: len(sizes) - self.nesting]
+        plates = len(sizes) - self.nesting
+        rows, sizes = math.prod(sizes[plates:]), sizes[:plates]
         layout = self.layout
         local = (sizes.pop() if (layout.local or 1) > 1 else 1,) if layout.local is not None else ()
         return (sizes.pop() if layout.particles > 1 else 1, *local, rows)
 
     def sum_inner_plates(self, term: Tensor) -> Tensor:
         """Sums the plates inside the data plate of a local term, keeping all dimensions."""
-        term = self.padded(term)
-        return term.sum(tuple(range(-self.nesting, -1)), keepdim=True) if self.nesting > 1 else term
+        term, plates = self.padded(term), self._inner_plates()
+        return term.sum(plates, keepdim=True) if plates else term
+
+    def _inner_plates(self) -> tuple[int, ...]:
+        own = self.plate.dim if self.plate else -1
+        return tuple(dim for dim in range(-self.nesting, 0) if dim != own)
 
     def reduced(self, name: str, term: Tensor) -> Tensor:
         """`expectation`, then `reduce`."""

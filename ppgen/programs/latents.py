@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
-from ppgen.programs.joint import PARTICLES, Joint, Layout, plate_nesting, prune
+from ppgen.programs.joint import PARTICLES, Joint, Layout, prune
+from ppgen.programs.rows import plate_nesting
 
 
 class DetachedDraws(Messenger):

@@ -20,12 +20,18 @@ class Summed:
     """The log of a sum over discrete sites of the model.
 
     Attributes:
-        term: its value, with its scale, in the dimensions of the run.
-        node: stands for a site that lies in the same plates.
+        unscaled: its value, in the dimensions of the run.
+        node: stands for a site that lies in the same plates, with their scale.
     """
 
-    term: Tensor
+    unscaled: Tensor
     node: Mapping[str, Any]
+
+    @property
+    def term(self) -> Tensor:
+        """The value with its scale."""
+        scaled: Tensor = scale_and_mask(self.unscaled, scale=self.node["scale"])
+        return scaled
 
 
 def sum_out(model: poutine.Trace, guide: poutine.Trace, only: Sequence[str]) -> tuple[list[Summed], frozenset[str]]:
@@ -61,14 +67,13 @@ def sum_out(model: poutine.Trace, guide: poutine.Trace, only: Sequence[str]) -> 
     except (NotImplementedError, ValueError) as error:
         sites = ", ".join(only)
         raise ConfigError(f"the discrete sites {sites} of the model cannot be summed out: {error}") from error
-    plates = {frame.name: frame for site in nodes.values() for frame in site["cond_indep_stack"] if frame.vectorized}
-    by_symbol = {symbol: plates[name] for name, symbol in model.plate_to_symbol.items() if name in plates}
+    named = {frame.name: frame for site in nodes.values() for frame in site["cond_indep_stack"] if frame.vectorized}
+    by_symbol = {symbol: named[name] for name, symbol in model.plate_to_symbol.items() if name in named}
     found = []
     for ordinal, terms in contracted.items():
-        node = {"name": " and ".join(only), "cond_indep_stack": tuple(by_symbol[symbol] for symbol in ordinal)}
-        for term in terms:
-            whole = packed.unpack(term, model.symbol_to_dim)
-            found.append(Summed(scale_and_mask(whole, scale=_common(scales, only)), node))
+        plates = tuple(by_symbol[symbol] for symbol in ordinal)
+        node = {"name": " and ".join(only), "cond_indep_stack": plates, "scale": _common(scales, only)}
+        found += [Summed(packed.unpack(term, model.symbol_to_dim), node) for term in terms]
     return found, frozenset(absorbed)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments, call
 from ppgen.programs.generation import posterior
-from ppgen.programs.joint import Joint, data_plate_of, frames, plate_nesting, prune
+from ppgen.programs.joint import Joint, frames, prune
+from ppgen.programs.rows import data_plate_of, find_rows, plate_nesting
 from ppgen.programs.running import run
 from ppgen.programs.weights import weights_of
 
@@ -69,7 +70,7 @@ def latents_of(model: Program, batch: Batch) -> Latents:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         traced = _trace(model, batch)
-    plate = data_plate_of(traced)
+        plate = data_plate_of(traced, find_rows(model, batch, traced))
     trace = prune(traced)
     sites = {k: v for k, v in trace.nodes.items() if v["type"] == "sample" and not v["is_observed"]}
     discrete = tuple(name for name, site in sites.items() if site["fn"].has_enumerate_support)
@@ -82,7 +83,7 @@ def latents_of(model: Program, batch: Batch) -> Latents:
     return Latents(
         continuous=tuple(name for name in sites if name not in discrete),
         discrete=discrete,
-        local=frozenset(name for name, site in sites.items() if plate is not None and plate.name in frames(site)),
+        local=frozenset(name for name, site in sites.items() if plate is not None and plate.names & frames(site)),
         dims={name: _dims(site) for name, site in sites.items()},
         shapes={name: tuple(site["value"].shape) for name, site in sites.items()},
         ranks={name: len(site["fn"].batch_shape) for name, site in sites.items()},

@@ -16,15 +16,21 @@ from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import (
     LOCAL_PARTICLES,
     PARTICLES,
-    DataPlate,
     Joint,
     Layout,
-    data_plate_of,
     log_prob_of,
-    plate_nesting,
     prune,
     require_plates,
     scaled,
+)
+from ppgen.programs.matching import require_match, require_same_sites
+from ppgen.programs.rows import (
+    DataPlate,
+    Structure,
+    data_plate_of,
+    find_rows,
+    plate_nesting,
+    rows_of_guide,
 )
 
 Enumerated = bool | Collection[str]
@@ -32,14 +38,14 @@ Enumerated = bool | Collection[str]
 
 
 class _LocalPlate(pyro.plate):
-    """A plate that only sites within another plate lie in."""
+    """A plate that only sites within certain other plates lie in."""
 
-    def __init__(self, size: int, dim: int, within: str) -> None:
+    def __init__(self, size: int, dim: int, within: frozenset[str]) -> None:
         super().__init__(LOCAL_PARTICLES, size, dim=dim)
         self.within = within
 
     def _process_message(self, msg: Any) -> None:
-        if any(frame.name == self.within for frame in msg["cond_indep_stack"]):
+        if any(frame.name in self.within for frame in msg["cond_indep_stack"]):
             super()._process_message(msg)
 
 
@@ -54,8 +60,7 @@ def run(
     sampler: Callable[[Layout], Messenger | None] | None = None,
     versions: int = 1,
     labels: Mapping[str, Tensor] | None = None,
-    nesting: int | None = None,
-    plate: str | None = None,
+    structure: Structure | None = None,
     check: bool = True,
 ) -> Joint:
     """Runs the guide, then the model on the guide's draws.
@@ -72,23 +77,20 @@ def run(
         sampler: makes, for the layout of the run, a handler that draws sites of the guide in its own way.
         versions: how many versions of the draws the sampler makes.
         labels: guide sites that are conditioned on given values, so that the guide yields their log probability.
-        nesting: how many dimensions the plates take, if known; else it is found by one more run.
-        plate: the name of the data plate, if known; likewise.
+        structure: the plates of the pair, if they are known; else they are found by further runs.
         check: whether model and guide have to match.
 
     Raises:
         ConfigError: if model and guide do not match.
     """
-    vectorized = particles > 1 or (local_particles or 1) > 1 or versions > 1 or bool(enumerate_discrete)
-    if (nesting is None and vectorized) or (plate is None and (local_particles or 1) > 1):
-        nesting, plate = structure_of(model, guide, batch)
+    structure = structure or structure_of(model, guide, batch)
     columns = {k: v for k, v in batch.items() if k not in labels} if labels else batch
     inference = poutine.condition(guide, data=dict(labels)) if labels else guide
-    layout = Layout(nesting or 0, particles, local_particles, versions)
+    layout = Layout(structure.nesting, particles, local_particles, versions, structure.rows)
     generative = model
     handler = sampler(layout) if sampler else None
     # outermost, so that it sees sites as all plates leave them; the model replays what it drew
-    with handler or contextlib.nullcontext(), particle_plates(layout, plate):
+    with handler or contextlib.nullcontext(), particle_plates(layout):
         if enumerate_discrete:
             inference = poutine.enum(_configured(inference, enumerate_discrete), first_available_dim=-1 - layout.rank)
             generative = poutine.enum(config_enumerate(model, default="parallel"))
@@ -97,26 +99,23 @@ def run(
         args, kwargs = arguments(model, batch)
         model_trace = poutine.trace(poutine.replay(generative, trace=guide_trace)).get_trace(*args, **kwargs)
     # only now: subsample indices drawn by the guide had to reach the model
-    guide_trace, model_trace = prune(guide_trace), prune(model_trace)
-    if nesting is None:
-        layout = Layout(plate_nesting(guide_trace, model_trace), particles, local_particles, versions)
-    joint = Joint(model_trace, guide_trace, layout)
+    joint = Joint(prune(model_trace), prune(guide_trace), layout)
     if check:
-        joint.check()
+        require_same_sites(joint)
     return joint
 
 
 @contextlib.contextmanager
-def particle_plates(layout: Layout, plate: str | None) -> Iterator[None]:
+def particle_plates(layout: Layout) -> Iterator[None]:
     """Within it, programs draw as many particles as the layout says."""
     with contextlib.ExitStack() as stack:
         dim = -1 - layout.nesting
         if layout.local is not None and layout.local > 1:
-            if plate is None:
+            if layout.rows is None:
                 raise ConfigError(
                     "expected an observed site in a data plate, with pyro.plate('data', len(x)); got none"
                 )
-            stack.enter_context(_LocalPlate(layout.local, dim, plate))
+            stack.enter_context(_LocalPlate(layout.local, dim, layout.rows.names))
             dim -= 1
         if layout.particles > 1:
             stack.enter_context(pyro.plate(PARTICLES, layout.particles, dim=dim))
@@ -136,30 +135,37 @@ def _configured(program: Program, which: Enumerated) -> Program:
     return chosen
 
 
-def structure_of(model: Program, guide: Program, batch: Batch) -> tuple[int, str | None]:
-    """Returns how many dimensions the plates of a pair take, and the data plate's name.
+def structure_of(model: Program, guide: Program, batch: Batch) -> Structure:
+    """Returns what plates a pair has, and which of them run along the rows.
 
-    The pair is run once, without moving any random stream.
+    The pair is run once, and the model once more on another number of rows, without moving any random stream.
     """
     with torch.random.fork_rng(devices=_devices()), torch.no_grad():
-        joint = run(model, guide, batch, check=False)
-    return joint.nesting, joint.plate.name if joint.plate else None
+        guide_trace, model_trace = traces_of(model, guide, batch)
+        rows = find_rows(model, batch, model_trace)
+    if rows is not None:
+        rows = rows_of_guide(guide_trace, model_trace, rows)
+    return Structure(plate_nesting(guide_trace, model_trace), rows)
+
+
+def traces_of(model: Program, guide: Program, batch: Batch) -> tuple[poutine.Trace, poutine.Trace]:
+    """Runs the guide, then the model on its draws, and returns both traces."""
+    args, kwargs = arguments(guide, batch)
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    args, kwargs = arguments(model, batch)
+    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
 def data_plate(model: Program, batch: Batch) -> DataPlate | None:
-    """Returns the data plate of a model, by running it once without moving any random stream."""
+    """Returns the data plate of a model, by running it without moving any random stream."""
     args, kwargs = arguments(model, batch)
     with torch.random.fork_rng(devices=_devices()), torch.no_grad():
-        return data_plate_of(poutine.trace(model).get_trace(*args, **kwargs))
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        return data_plate_of(trace, find_rows(model, batch, trace))
 
 
 def _devices() -> list[int]:
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-
-
-def nesting_of(model: Program, guide: Program, batch: Batch) -> int:
-    """Returns how many dimensions the plates of a pair take, by running it once without moving any random stream."""
-    return structure_of(model, guide, batch)[0]
 
 
 def check(
@@ -169,18 +175,20 @@ def check(
     *,
     labels: Mapping[str, Tensor] | None = None,
     summing: bool = False,
+    structure: Structure | None = None,
 ) -> Joint:
     """Runs a pair once with Pyro's validation on, so that wrong shapes and values are named by their site.
 
-    ``summing`` says that discrete sites that only the model has are going to be summed out.
+    ``summing`` says that discrete sites that only the model has are going to be summed out, ``structure`` what plates
+    the pair has, if that is known.
 
     Raises:
         ConfigError: if model and guide do not match.
         DataError: if a value lies outside the support of its distribution.
     """
     with pyro.validation_enabled(True), torch.no_grad():
-        joint = run(model, guide, batch, labels=labels, check=False)
-        joint.check(summing=summing)
+        joint = run(model, guide, batch, labels=labels, structure=structure, check=False)
+        require_match(joint, summing=summing)
         for trace in (joint.guide, joint.model):
             try:
                 trace.compute_log_prob()
