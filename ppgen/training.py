@@ -107,6 +107,7 @@ class Trainer:
         self._stepper = Stepper(compile, tolerance=TOLERANCES[self.precision], processes=processes)
         self._parallel = DataParallel(processes, self._outcome, tolerance=TOLERANCES[self.precision])
         self._pending: dict[str, Any] | None = None
+        self._rules = programs.BatchRules(model, guide)
         self._unchecked: list[tuple[int, int, Batch, Tensor, Tensor]] = []
 
     @property
@@ -250,6 +251,7 @@ class Trainer:
         results: dict[str, Tensor] = {}
         drawn = [self._placed(next(batches)) for _ in self._phases]
         self.setup(drawn[0])
+        self._rules.keep(drawn, getattr(batches, "rows", None), self._store)
         if self.compiled is None and self.steps > 0:
             self.plan(drawn[0])
         for index, batch in zip(self._order, drawn, strict=True):

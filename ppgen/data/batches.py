@@ -91,6 +91,11 @@ class Batches(Iterator[Columns]):
         self._order = torch.empty(0, dtype=torch.int64)
 
     @property
+    def rows(self) -> int:
+        """Number of rows in all."""
+        return self._rows
+
+    @property
     def position(self) -> int:
         """Number of batches drawn so far."""
         return self._position
@@ -180,6 +185,11 @@ class Together(Iterator[dict[str, Columns]]):
             raise ConfigError(f"expected Batches at one position; got {found}")
         self._parts = parts
         self.steps_per_epoch = max(part.steps_per_epoch for part in parts.values())
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Number of rows in all, by part."""
+        return {name: part.rows for name, part in self._parts.items()}
 
     @property
     def position(self) -> int:

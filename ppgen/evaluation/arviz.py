@@ -123,7 +123,7 @@ def _groups(drawn: Draws, withheld: Mapping[str, Tensor], rows: np.ndarray[Any, 
         weights["log_weight"] = drawn.weights.local
     if plate is None or drawn.weights.global_.any():
         weights["global_log_weight"] = drawn.weights.global_
-    coords = {data: rows}
+    coords = {data: rows} | {_dim(name, names): rows for name in (plate.names if plate else ())}
     groups = {
         "posterior": _dataset(drawn.posterior, sampled, coords),
         "posterior_predictive": _dataset(drawn.predictive, sampled, coords),

@@ -5,15 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, Independent, MaskedDistribution
-from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions import Delta
 from torch import Tensor
 
 from ppgen import programs
 from ppgen.evaluation.slices import few, seeded
 from ppgen.programs import Joint
-
-_WRAPPERS = (Independent, MaskedDistribution, ExpandedDistribution)
+from ppgen.programs.matching import unwrapped
 
 logger = logging.getLogger("ppgen")
 
@@ -86,23 +84,17 @@ def _unknown(joint: Joint) -> str | None:
 
 
 def _is_delta(site: Mapping[str, Any]) -> bool:
-    return isinstance(_unwrapped(site["fn"]), Delta)
-
-
-def _unwrapped(distribution: Any) -> Any:
-    while isinstance(distribution, _WRAPPERS):
-        distribution = distribution.base_dist
-    return distribution
+    return isinstance(unwrapped(site["fn"]), Delta)
 
 
 def _is_computed(site: Mapping[str, Any]) -> bool:
     """Whether the value of a `Delta` is the program's own: of `pyro.deterministic`, say."""
-    return torch.equal(*torch.broadcast_tensors(site["value"], _unwrapped(site["fn"]).v))
+    return torch.equal(*torch.broadcast_tensors(site["value"], unwrapped(site["fn"]).v))
 
 
 def _is_change_of_variables(site: Mapping[str, Any], noise: list[Tensor]) -> bool:
     """Whether a `Delta` is an auxiliary site in other coordinates, and brings the volume along, as autoguides do it."""
-    with_volume = bool((torch.as_tensor(_unwrapped(site["fn"]).log_density) != 0).any())
+    with_volume = bool((torch.as_tensor(unwrapped(site["fn"]).log_density) != 0).any())
     return with_volume or any(torch.equal(site["value"], value) for value in noise)
 
 

@@ -251,6 +251,8 @@ def _log_weights(
         with seeded(seed):
             columns = _without_inferred(trained, columns, label)
             manner = _manner(trained, columns, particles, enumerate_discrete=enumerate_discrete)
+            some = few(columns, 2, trained.device)
+            programs.report_scales(programs.run(trained.model, trained.guide, some, check=False))
         together, size = manner.sizes(particles, count_rows(columns), batch_size)
         with seeded(seed):
             for place, part in slices(columns, size, trained.device):
@@ -293,6 +295,7 @@ def _without_inferred(trained: Trained, columns: Mapping[str, Tensor], label: st
 
 def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: bool) -> _Manner:
     """Finds the best manner in which the pair runs: users' programs need not bear enumeration or particles."""
+    _require_own_rows(trained.guide, columns)
     reason: Exception | None = None
     manners: list[Enumerated] = [True, False] if enumerate_discrete else [only_the_models(trained, columns)]
     for enumerated in manners:
@@ -306,6 +309,15 @@ def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, 
         raise reason
     message = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
     raise ConfigError(f"the model and guide do not run on held-out rows: {message}") from reason
+
+
+def _require_own_rows(guide: Program, columns: Mapping[str, Tensor]) -> None:
+    if name := programs.needs_training_rows(guide):
+        raise ConfigError(
+            f"the guide keeps parameters of latent '{name}' for each row that it was trained on, by its place, and has"
+            f" none for the {count_rows(columns)} rows given: evaluate a guide that infers '{name}' from what a row is"
+            " (an encoder); ppgen.to_arviz shows the posterior of the training rows"
+        )
 
 
 def only_the_models(trained: Trained, columns: Mapping[str, Tensor]) -> Enumerated:

@@ -124,6 +124,7 @@ class ReweightedWakeSleep(Objective):
                 f" ({joint.plate.rows} of {joint.plate.size}): its importance weights would need all rows; take"
                 " WakeSleep, or full batches"
             )
+        programs.require_one_weight(joint, whole=bool(outside), linear=self.particles == 1)
         if self.sleep:
             _check_dreams(joint, model, guide, batch)
 
@@ -138,7 +139,7 @@ class ReweightedWakeSleep(Objective):
     def _phase(self, model: Program, guide: Program, batch: Batch) -> tuple[Losses, Metrics]:
         with DetachedDraws():
             joint = self.joint(model, guide, batch, particles=self.particles)
-        generative, recognition = log_p(joint), log_q(joint)
+        generative, recognition = log_p(joint, scaled=False), log_q(joint, scaled=False)
         if any(not joint.is_local(name) for name in joint.latents):
             generative, recognition = generative.total(), recognition.total()
         weights = (generative - recognition).detach()

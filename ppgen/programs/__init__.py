@@ -10,6 +10,7 @@ from ppgen.programs.dependencies import dependencies
 from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
 from ppgen.programs.joint import DENSITY, Joint, frames, in_full_precision, log_prob_of
+from ppgen.programs.minibatches import BatchRules, needs_training_rows
 from ppgen.programs.ownership import separate_leaves
 from ppgen.programs.parameters import (
     Store,
@@ -51,6 +52,7 @@ from ppgen.programs.weights import (
 __all__ = [
     "DENSITY",
     "Batch",
+    "BatchRules",
     "DataPlate",
     "Joint",
     "LogWeights",
@@ -81,6 +83,7 @@ __all__ = [
     "log_prob_of",
     "log_weights",
     "modules_of",
+    "needs_training_rows",
     "number_of_states",
     "posterior",
     "quiet",

@@ -18,6 +18,8 @@ from ppgen.programs.scales import both_masks
 
 PARTICLES = "ppgen_particles"
 LOCAL_PARTICLES = "ppgen_local_particles"
+UNCONSTRAINED = "_unconstrained"
+"""Ends the name of the site from which an autoguide computes the latent of that name."""
 DENSITY = "ppgen_density"
 """Key of a site's ``infer``: a function from its distribution to the one that scores its value."""
 
@@ -94,9 +96,9 @@ class Joint:
         self.plate = data_plate_of(model, self.rows)
         self.latents = [name for name, site in guide.nodes.items() if _is_latent(site)]
         for name in self.latents:
-            if name in model.nodes:
-                # what the model leaves out has no place in log q either
-                guide.nodes[name]["mask"] = both_masks(guide.nodes[name]["mask"], model.nodes[name]["mask"])
+            # what the model leaves out has no place in log q either
+            if node := model.nodes.get(name) or model.nodes.get(name.removesuffix(UNCONSTRAINED)):
+                guide.nodes[name]["mask"] = both_masks(guide.nodes[name]["mask"], node["mask"])
         self.summed: list[Summed] = []
         self.absorbed: frozenset[str] = frozenset()
         if only := [name for name, site in model.nodes.items() if _is_enumerated(site) and name not in guide.nodes]:

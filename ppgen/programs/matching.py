@@ -8,7 +8,7 @@ from pyro.distributions import Delta, Independent, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
 from ppgen.errors import ConfigError
-from ppgen.programs.joint import Joint
+from ppgen.programs.joint import UNCONSTRAINED, Joint
 from ppgen.programs.rows import vectorized
 
 CHOICE = "ppgen_choice"
@@ -97,6 +97,7 @@ def _require_mask(name: str, model: Mapping[str, Any], guide: Mapping[str, Any])
 def _require_volume(joint: Joint, auxiliary: list[str]) -> None:
     """Checks that sites that only the guide has are its latents in other coordinates, or choose among points."""
     noise = [joint.guide.nodes[name] for name in auxiliary if not joint.guide.nodes[name]["infer"].get(CHOICE)]
+    _require_noise_of_its_own(joint, {site["name"] for site in noise})
     if noise and not is_change_of_variables(joint, noise):
         name = noise[0]["name"]
         raise ConfigError(
@@ -104,6 +105,18 @@ def _require_volume(joint: Joint, auxiliary: list[str]) -> None:
             f" bound: add a sample statement '{name}' to the model, given what the guide draws after it, or draw the"
             " latents as Delta sites that bring the log_density of the change of variables along"
         )
+
+
+def _require_noise_of_its_own(joint: Joint, noise: set[str]) -> None:
+    """Checks that a latent that the model masks is not computed from noise that it shares with others."""
+    for name in joint.latents if noise else ():
+        mask = joint.guide.nodes[name]["mask"]
+        shared = isinstance(unwrapped(joint.guide.nodes[name]["fn"]), Delta) and name + UNCONSTRAINED not in noise
+        if name in joint.model.nodes and shared and mask is not None and not torch.as_tensor(mask).all():
+            raise ConfigError(
+                f"latent '{name}' is masked in the model, and the guide computes it from '{min(noise)}', which has no"
+                " part that could be masked with it: draw it by AutoNormal, or by a site of its own"
+            )
 
 
 def is_change_of_variables(joint: Joint, noise: Sequence[Mapping[str, Any]]) -> bool:

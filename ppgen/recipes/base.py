@@ -161,6 +161,7 @@ class Whole(Iterator[Columns]):
     def __init__(self, columns: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self.position = 0
         self._columns = {name: column.to(device) for name, column in columns.items()}
+        self.rows = len(next(iter(columns.values())))
 
     def __next__(self) -> Columns:
         self.position += 1

@@ -1,0 +1,269 @@
+"""What the batches of a training have to be, by what its programs keep of rows and share between them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ppgen.errors import ConfigError
+from ppgen.programs.calling import Batch, Program
+from ppgen.programs.joint import Joint, log_prob_of
+from ppgen.programs.parameters import Store, leaves
+from ppgen.programs.running import run
+from ppgen.programs.scales import is_scaled, own_scale
+
+Rule = Callable[[Batch], None]
+"""Raises a `ConfigError` if a batch does not go with the first one."""
+
+
+class BatchRules:
+    """Refuses batches that lack rows which a pair needs, or have them in another order.
+
+    Args:
+        model: the generative program.
+        guide: the inference program.
+    """
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        self._pair = model, guide
+        self._rules: list[Rule] | None = None
+
+    def keep(self, batches: Sequence[Batch], rows: Any, store: Store) -> None:
+        """Checks batches of a step; those of the first one say what later ones have to be: see `rules_of`."""
+        if self._rules is None:
+            with store.active():
+                self._rules = rules_of(*self._pair, batches[0], rows)
+        for rule in self._rules:
+            for batch in batches:
+                rule(batch)
+
+
+def rules_of(model: Program, guide: Program, batch: Batch, rows: Any) -> list[Rule]:
+    """Returns what later batches have to keep to, given the first; most pairs take any.
+
+    A latent that all rows share has to be told how many rows there are, and parameters of single rows go by position,
+    so that rows have to come in the same order in every step.
+
+    Args:
+        model: the generative program.
+        guide: the inference program.
+        batch: the first one; a dict of dicts by name holds several.
+        rows: how many rows there are in all, by name if there are several batches in one; None if nobody knows.
+
+    Raises:
+        ConfigError: if there are more rows than the batch has, and the programs need all of them.
+    """
+    if isinstance(batch, Mapping) and batch and all(isinstance(part, Mapping) for part in batch.values()):
+        counts = rows if isinstance(rows, Mapping) else {}
+        named = {name: rules_of(model, guide, part, counts.get(name)) for name, part in batch.items()}
+        return [_of_part(name, rule) for name, found in named.items() for rule in found]
+    joint = _tried(model, guide, batch)
+    if joint is None or joint.plate is None:
+        return []
+    found: list[Rule] = []
+    if name := _unscaled(joint):
+        found += _all_rows(name, joint, batch, rows)
+    if name := positional_site(model, guide, batch, joint):
+        found.append(_same_rows(name, batch))
+    return found
+
+
+def _of_part(name: str, rule: Rule) -> Rule:
+    return lambda batch: rule(batch[name])
+
+
+def _tried(model: Program, guide: Program, batch: Batch) -> Joint | None:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            return run(model, guide, batch, check=False)
+    except Exception:  # what does not run as a pair (a generator without a guide, say) has no density either
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ shared latents
+
+
+def _unscaled(joint: Joint) -> str | None:
+    """Names a latent that all rows share where rows stand for themselves only."""
+    shared = [name for name in joint.latents if name in joint.model.nodes and not joint.is_local(name)]
+    data = [joint.model.nodes[name] for name in joint.observed if joint.is_local(name)]
+    if not shared or not data or joint.plate is None or joint.plate.size != joint.plate.rows:
+        return None
+    if is_scaled(data[0]):  # by hand: N/B, say, unless what is shared is scaled alike
+        one, other = (torch.as_tensor(own_scale(site)) for site in (data[0], joint.model.nodes[shared[0]]))
+        if not torch.allclose(*torch.broadcast_tensors(one, other.to(one))):
+            return None
+    return str(shared[0])
+
+
+def _all_rows(name: str, joint: Joint, batch: Batch, rows: Any) -> list[Rule]:
+    plate = joint.plate.name if joint.plate else ""
+    count = joint.plate.rows if joint.plate else 0
+
+    def refusal(total: str) -> ConfigError:
+        return ConfigError(
+            f"latent '{name}' is shared by all rows, and a batch holds {count}{total}, which the plate '{plate}' takes"
+            f" for all there are: its posterior would be too wide. Write pyro.plate('{plate}', N, subsample_size="
+            "len(x)) with N the number of all rows, or take all rows in every step"
+        )
+
+    if isinstance(rows, int):
+        if rows > count:
+            raise refusal(f" of {rows}")
+        return []
+    first, sums = tensors_of(batch), _sums(batch)
+
+    def rule(later: Batch) -> None:
+        if _are_the_same(first, later):
+            return
+        # in whatever order they come, the same rows have the same sums
+        for one, other in zip(sums, _sums(later), strict=False):
+            if one.shape != other.shape or not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
+                raise refusal(", others than the batch before")
+
+    return [rule]
+
+
+def _sums(batch: Batch) -> list[Tensor]:
+    return [column.double().sum(0).flatten() for column in tensors_of(batch) if column.dim()]
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """Returns the tensors of a batch."""
+    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _are_the_same(first: list[Tensor], later: Batch) -> bool:
+    now = tensors_of(later)
+    return len(first) == len(now) and all(a.data_ptr() == b.data_ptr() for a, b in zip(first, now, strict=True))
+
+
+# ----------------------------------------------------------------------------------------- parameters of single rows
+
+
+def positional_site(model: Program, guide: Program, batch: Batch, joint: Joint) -> str | None:
+    """Names a site whose parameters go by the position of rows in the batch, not by what the rows are.
+
+    They do if the first and the last row depend on different numbers of one parameter, and still on the same ones when
+    the rows come in reverse order. An amortised guide turns with the rows, and so does one that is told their numbers.
+    """
+    if joint.plate is None or joint.plate.rows < 2:
+        return None
+    tensors = leaves(model, guide)
+    if not any(size >= joint.plate.rows for leaf in tensors.values() for size in leaf.shape):
+        return None
+    reversed_ = _reversed(batch, joint.plate.rows)
+    ends = _ends(joint, tensors)
+    if not ends:
+        return None
+    turned = _tried(model, guide, reversed_)
+    others = _ends(turned, tensors) if turned is not None else {}
+    return next((name for name, own in ends.items() if name in others and _stay(own, others[name])), None)
+
+
+def _reversed(batch: Batch, rows: int) -> Any:
+    def turned(column: Tensor) -> Tensor:
+        return column.flip(0) if column.dim() and len(column) >= rows else column
+
+    return pytree.tree_map_only(Tensor, turned, batch)
+
+
+Ends = dict[str, tuple[Tensor, Tensor]]
+"""By leaf, which of its numbers the first and the last row depend on."""
+
+
+def _ends(joint: Joint, tensors: Mapping[str, Tensor]) -> dict[str, Ends]:
+    """By site, the leaves of which its first and last row depend on different numbers."""
+    found = {}
+    for name, term in _row_terms(joint):
+        own = list(tensors.values())
+        first, last = (
+            torch.autograd.grad(row, own, retain_graph=True, allow_unused=True) for row in (term[0], term[-1])
+        )
+        ends = {
+            leaf: (one != 0, other != 0)
+            for leaf, one, other in zip(tensors, first, last, strict=True)
+            if one is not None and other is not None and _are_apart(one != 0, other != 0)
+        }
+        if ends:
+            found[name] = ends
+    return found
+
+
+def _are_apart(one: Tensor, other: Tensor) -> bool:
+    return bool(one.any()) and bool(other.any()) and not (one & other).any()
+
+
+def _stay(one: Ends, other: Ends) -> bool:
+    return any(
+        torch.equal(one[leaf][0], other[leaf][0]) and torch.equal(one[leaf][1], other[leaf][1])
+        for leaf in one.keys() & other.keys()
+    )
+
+
+def _row_terms(joint: Joint) -> Iterator[tuple[str, Tensor]]:
+    """Yields, for sites in the data plate, a number for each row that depends on what the site's parameters are."""
+    for trace in (joint.guide, joint.model):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or not joint.is_local_node(site):
+                continue
+            event = len(site["fn"].event_shape)
+            for term, rank in ((_of_value(site["value"]), event), (_of_density(site), 0)):
+                row = _per_row(joint, term, rank)
+                if row is not None and row.requires_grad:
+                    yield name, row
+
+
+def _of_value(value: Tensor) -> Tensor:
+    # not the value itself, whose sum is 1 for a point of the simplex
+    return value.square() + value if value.is_floating_point() else value.detach().float()
+
+
+def _of_density(site: Mapping[str, Any]) -> Tensor:
+    try:
+        return log_prob_of(site)
+    except (NotImplementedError, ValueError):
+        return torch.zeros(())
+
+
+def _per_row(joint: Joint, term: Tensor, event: int) -> Tensor | None:
+    place = term.dim() - event + (joint.plate.dim if joint.plate else -1)
+    if place < 0 or joint.plate is None or term.shape[place] != joint.plate.rows:
+        return None
+    row: Tensor = term.movedim(place, 0).flatten(1).sum(1) if term.dim() > 1 else term
+    return row
+
+
+def _same_rows(name: str, batch: Batch) -> Rule:
+    first = tensors_of(batch)
+
+    def rule(later: Batch) -> None:
+        now = tensors_of(later)
+        alike = len(first) == len(now) and all(
+            one.shape == other.shape and torch.equal(one, other) for one, other in zip(first, now, strict=True)
+        )
+        if not (_are_the_same(first, later) or alike):
+            raise ConfigError(
+                f"site '{name}' has parameters of its own for each row, by its place in the batch, and this batch has"
+                " other rows, or in another order: train on all rows in one order (one dict of columns), or let the"
+                " site depend on what a row is: an encoder, or a column of row numbers, pyro.plate('data', N,"
+                " subsample=number) in the model and in create_plates of an autoguide"
+            )
+
+    return rule
+
+
+def needs_training_rows(guide: Program) -> str | None:
+    """Names a latent of which an autoguide keeps parameters for each row that it was trained on; None if none."""
+    prototype = getattr(guide, "prototype_trace", None)
+    if not isinstance(prototype, poutine.Trace):
+        parts = getattr(guide, "_parts", ())
+        return next((name for part in parts if (name := needs_training_rows(part))), None)
+    for name, site in prototype.iter_stochastic_nodes():
+        if any(frame.vectorized and frame.dim == -1 for frame in site["cond_indep_stack"]):
+            return str(name)
+    return None
