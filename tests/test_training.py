@@ -429,8 +429,13 @@ def assert_trains(trainer: Trainer, batches: Any, *, steps: int | None, expected
 
 
 def test_batches_may_be_columns_tuples_or_a_loader() -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 6, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
     x = torch.arange(6.0)
-    make = functools.partial(eager, mean_model, mean_guide, ELBO(), sgd)
+    make = functools.partial(eager, model, mean_guide, ELBO(), sgd)
     assert_trains(make(), {"x": x}, steps=5, expected=5)
     assert_trains(make(), {"x": x}, steps=None, expected=1)
     assert_trains(make(), [(x,), (x[:3],)], steps=None, expected=2)

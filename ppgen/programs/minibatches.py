@@ -12,6 +12,7 @@ from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program
 from ppgen.programs.joint import Joint, log_prob_of
 from ppgen.programs.parameters import Store, leaves
+from ppgen.programs.rows import DataPlate
 from ppgen.programs.running import run
 from ppgen.programs.scales import is_scaled, own_scale
 
@@ -75,10 +76,12 @@ def _of_part(name: str, rule: Rule) -> Rule:
     return lambda batch: rule(batch[name])
 
 
-def _tried(model: Program, guide: Program, batch: Batch) -> Joint | None:
+def _tried(model: Program, guide: Program, batch: Batch, *, seed: int | None = None) -> Joint | None:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            if seed is not None:
+                torch.manual_seed(seed)
             return run(model, guide, batch, check=False)
     except Exception:  # what does not run as a pair (a generator without a guide, say) has no density either
         return None
@@ -148,21 +151,29 @@ def _are_the_same(first: list[Tensor], later: Batch) -> bool:
 def positional_site(model: Program, guide: Program, batch: Batch, joint: Joint) -> str | None:
     """Names a site whose parameters go by the position of rows in the batch, not by what the rows are.
 
-    They do if the first and the last row depend on different numbers of one parameter, and still on the same ones when
+    They do if the first and the last row depend on different parts of one parameter, and still on the same ones when
     the rows come in reverse order. An amortised guide turns with the rows, and so does one that is told their numbers.
+    Where a plate draws numbers of rows by chance, these parts change though the rows do not.
     """
     if joint.plate is None or joint.plate.rows < 2:
         return None
     tensors = leaves(model, guide)
-    if not any(size >= joint.plate.rows for leaf in tensors.values() for size in leaf.shape):
+    own = _ends(joint, tensors)
+    if not own:
         return None
-    reversed_ = _reversed(batch, joint.plate.rows)
-    ends = _ends(joint, tensors)
-    if not ends:
-        return None
-    turned = _tried(model, guide, reversed_)
-    others = _ends(turned, tensors) if turned is not None else {}
-    return next((name for name, own in ends.items() if name in others and _stay(own, others[name])), None)
+    reverse = _reversed(batch, joint.plate.rows)
+    for seed in range(_RUNS):
+        turned, again = (_tried(model, guide, part, seed=seed) for part in (reverse, batch))
+        others, same = ({} if found is None else _ends(found, tensors) for found in (turned, again))
+        own = {key: ends for key, ends in own.items() if key in others and key in same}
+        stay = {key: ends for key, ends in own.items() if _are_equal(ends, others[key])}
+        chance = {key: ends for key, ends in own.items() if not _are_equal(ends, same[key])}
+        own = stay | {key: ends for key, ends in chance.items() if _has_all_rows(tensors[key[1]], joint.plate)}
+    return next((site for site, _ in own), None)
+
+
+_RUNS = 3
+"""Often enough that draws of a decoder's latents do not look like positions."""
 
 
 def _reversed(batch: Batch, rows: int) -> Any:
@@ -172,37 +183,35 @@ def _reversed(batch: Batch, rows: int) -> Any:
     return pytree.tree_map_only(Tensor, turned, batch)
 
 
-Ends = dict[str, tuple[Tensor, Tensor]]
-"""By leaf, which of its numbers the first and the last row depend on."""
+Ends = tuple[Tensor, Tensor]
+"""Which numbers of a leaf the first and the last row depend on."""
 
 
-def _ends(joint: Joint, tensors: Mapping[str, Tensor]) -> dict[str, Ends]:
-    """By site, the leaves of which its first and last row depend on different numbers."""
+def _ends(joint: Joint, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], Ends]:
+    """By site and leaf, where the first and the last row depend on different parts, each no larger than a row's."""
     found = {}
     for name, term in _row_terms(joint):
-        own = list(tensors.values())
         first, last = (
-            torch.autograd.grad(row, own, retain_graph=True, allow_unused=True) for row in (term[0], term[-1])
+            torch.autograd.grad(row, list(tensors.values()), retain_graph=True, allow_unused=True)
+            for row in (term[0], term[-1])
         )
-        ends = {
-            leaf: (one != 0, other != 0)
-            for leaf, one, other in zip(tensors, first, last, strict=True)
-            if one is not None and other is not None and _are_apart(one != 0, other != 0)
-        }
-        if ends:
-            found[name] = ends
+        for leaf, one, other in zip(tensors, first, last, strict=True):
+            if one is not None and other is not None and _are_apart(one != 0, other != 0, len(term)):
+                found[name, leaf] = one != 0, other != 0
     return found
 
 
-def _are_apart(one: Tensor, other: Tensor) -> bool:
-    return bool(one.any()) and bool(other.any()) and not (one & other).any()
+def _are_apart(one: Tensor, other: Tensor, rows: int) -> bool:
+    sizes = [int(part.sum()) for part in (one, other)]
+    return min(sizes) > 0 and max(sizes) * rows <= one.numel() and not (one & other).any()
 
 
-def _stay(one: Ends, other: Ends) -> bool:
-    return any(
-        torch.equal(one[leaf][0], other[leaf][0]) and torch.equal(one[leaf][1], other[leaf][1])
-        for leaf in one.keys() & other.keys()
-    )
+def _are_equal(one: Ends, other: Ends) -> bool:
+    return all(torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+
+
+def _has_all_rows(leaf: Tensor, plate: DataPlate) -> bool:
+    return plate.size > plate.rows and plate.size in leaf.shape
 
 
 def _row_terms(joint: Joint) -> Iterator[tuple[str, Tensor]]:
