@@ -251,7 +251,7 @@ class Trainer:
         results: dict[str, Tensor] = {}
         drawn = [self._placed(next(batches)) for _ in self._phases]
         self.setup(drawn[0])
-        self._rules.keep(drawn, getattr(batches, "rows", None), self._store)
+        self._rules.keep(drawn, getattr(batches, "rows", None), self._store, self.objective)
         if self.compiled is None and self.steps > 0:
             self.plan(drawn[0])
         for index, batch in zip(self._order, drawn, strict=True):
@@ -284,7 +284,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
-        with self._store.active(), programs.quiet(), arithmetic(self.precision, self.device):
+        with self._rules.counting, self._store.active(), programs.quiet(), arithmetic(self.precision, self.device):
             yield
 
     def _losses(self, index: int, batch: Batch) -> tuple[Scalars, Gradients, Scalars]:

@@ -250,7 +250,7 @@ ROWS = torch.randn(280, 1, generator=torch.Generator().manual_seed(3)) + 1
 
 def shared(x: Tensor, *, size: int | None = None) -> None:
     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
-    with pyro.plate("data", size or len(x), subsample_size=len(x)):
+    with pyro.plate("data", size or len(x), subsample=torch.arange(len(x))):
         pyro.sample("x", dist.Normal(mean, 1.0).expand([1]).to_event(1), obs=x)
 
 
@@ -279,9 +279,24 @@ def shuffled(rows: int) -> Iterator[dict[str, Tensor]]:
 
 
 def test_a_shared_latent_needs_to_be_told_how_many_rows_there_are() -> None:
-    for batches in (Batches({"x": ROWS}, 100), shuffled(100)):
-        with pytest.raises(ConfigError, match=r"'mean' is shared by all rows.*subsample_size.*all rows in every step"):
-            fitted(shared, batches)
+    with pytest.raises(ConfigError, match=r"'mean' is shared by all rows.*subsample_size.*all rows in every step"):
+        fitted(shared, shuffled(100))
+    # one weight for all rows is none of a batch, told or not
+    rate = functools.partial(torch.optim.Adam, lr=0.02)
+    trainer = Trainer(shared, normal, IWAE(particles=3), rate, compile="off", device="cpu")
+    with pytest.raises(ConfigError, match="needs all 280 rows, and a batch has 100"):
+        list(trainer.fit(Batches({"x": ROWS}, 100), steps=1))
+
+
+def test_rows_that_count_for_others_are_those_of_a_subsampled_plate() -> None:
+    for objective in (ELBO(), Trace_ELBO()):
+        losses = []
+        for model in (shared, functools.partial(shared, size=280)):
+            torch.manual_seed(0)
+            rate = functools.partial(torch.optim.SGD, lr=1e-3)
+            trainer = Trainer(model, normal, objective, rate, compile="off", device="cpu")
+            losses.append([report["loss"] for report in trainer.fit(Batches({"x": ROWS}, 100), steps=5, every=1)])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -289,11 +304,12 @@ def test_a_shared_latent_needs_to_be_told_how_many_rows_there_are() -> None:
     [
         (functools.partial(shared, size=280), lambda: Batches({"x": ROWS}, 100)),
         (by_hand, lambda: Batches({"x": ROWS}, 100)),
+        (shared, lambda: Batches({"x": ROWS}, 100)),
         (shared, lambda: {"x": ROWS}),
         (shared, lambda: Batches({"x": ROWS}, 280)),
         (shared, lambda: shuffled(280)),
     ],
-    ids=["subsampled", "scaled by hand", "one batch", "all in other orders", "all, nobody knows"],
+    ids=["subsampled", "scaled by hand", "counted", "one batch", "all in other orders", "all, nobody knows"],
 )
 def test_the_posterior_of_a_shared_latent_is_as_wide_as_all_rows_say(
     model: Program, batches: Callable[[], Any]

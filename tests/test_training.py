@@ -650,7 +650,12 @@ def test_a_nan_in_the_data_names_step_site_and_rows_and_changes_nothing() -> Non
 
 
 def test_without_normalisation_only_the_bad_rows_are_named() -> None:
-    trainer = eager(mean_model, mean_guide, ELBO(), sgd)
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 30, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    trainer = eager(model, mean_guide, ELBO(), sgd)
     run(trainer, MEAN, 2)
     with pytest.raises(DivergedError, match=r"at step 3: model site 'x', rows 1, 2$"):
         run(trainer, {"x": torch.tensor([1.0, torch.nan, torch.inf])}, 1)

@@ -129,6 +129,7 @@ class Stock(Objective):
         args, kwargs = programs.arguments(model, batch)
         with programs.checked():
             self.elbo.loss(model, guide, *args, **kwargs)
+        self._sizes.clear()
         self._size(model, batch)
 
     def _size(self, model: Program, batch: Batch) -> int:

@@ -1,90 +1,166 @@
 """What the batches of a training have to be, by what its programs keep of rows and share between them."""
 
+import contextlib
+import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program
 from ppgen.programs.joint import Joint, log_prob_of
-from ppgen.programs.parameters import Store, leaves
+from ppgen.programs.parameters import Store, buffers, leaves
 from ppgen.programs.rows import DataPlate
 from ppgen.programs.running import run
 from ppgen.programs.scales import is_scaled, own_scale
+
+logger = logging.getLogger("ppgen")
 
 Rule = Callable[[Batch], None]
 """Raises a `ConfigError` if a batch does not go with the first one."""
 
 
 class BatchRules:
-    """Refuses batches that lack rows which a pair needs, or have them in another order.
+    """Sees to it that a pair learns from batches what it would learn from all rows.
+
+    A latent that all rows share has to be told how many rows there are: where the number is known, rows count for as
+    many as they stand for. Parameters of single rows go by position, so that rows have to come in one order.
 
     Args:
         model: the generative program.
         guide: the inference program.
+
+    Attributes:
+        counting: the context in which the pair trains.
     """
 
     def __init__(self, model: Program, guide: Program) -> None:
+        self.counting: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self._pair = model, guide
         self._rules: list[Rule] | None = None
 
-    def keep(self, batches: Sequence[Batch], rows: Any, store: Store) -> None:
-        """Checks batches of a step; those of the first one say what later ones have to be: see `rules_of`."""
+    def keep(self, batches: Sequence[Batch], rows: Any, store: Store, objective: Any) -> None:
+        """Checks batches of a step; those of the first one say what later ones have to be.
+
+        Args:
+            batches: of one step.
+            rows: how many there are in all, by name if there are several batches in one; None if nobody knows.
+            store: of the pair.
+            objective: set up anew if rows begin to count for others.
+
+        Raises:
+            ConfigError: if there are more rows than a batch has, and the programs need all of them.
+        """
         if self._rules is None:
-            with store.active():
-                self._rules = rules_of(*self._pair, batches[0], rows)
+            with store.active(), _same_buffers(*self._pair):
+                self._rules = self._found(batches[0], rows)
+                if isinstance(self.counting, Counted):
+                    with torch.random.fork_rng(devices=_devices()), self.counting:
+                        objective.setup(*self._pair, batches[0])
         for rule in self._rules:
             for batch in batches:
                 rule(batch)
 
+    def _found(self, batch: Batch, rows: Any) -> list[Rule]:
+        if isinstance(batch, Mapping) and batch and all(isinstance(part, Mapping) for part in batch.values()):
+            counts = rows if isinstance(rows, Mapping) else {}
+            return [
+                functools.partial(_rule_of_part, name, rule)
+                for name, part in batch.items()
+                for rule in rules_of(*self._pair, part, counts.get(name))
+            ]
+        joint = _tried(*self._pair, batch)
+        plate = joint.plate if joint else None
+        if joint and plate and isinstance(rows, int) and rows > plate.rows and (name := _unscaled(joint)):
+            logger.info("latent '%s' is shared by all %d rows: each of a batch counts for N/B of them", name, rows)
+            self.counting = Counted(plate.names, rows)
+            return _positions(*self._pair, batch, joint)
+        return rules_of(*self._pair, batch, rows)
 
-def rules_of(model: Program, guide: Program, batch: Batch, rows: Any) -> list[Rule]:
+
+def _rule_of_part(name: str, rule: Rule, batch: Batch) -> None:
+    rule(batch[name])
+
+
+class Counted(Messenger):
+    """Within it, a plate along the rows stands for all rows, as one with ``subsample_size`` does.
+
+    Args:
+        names: of the plates.
+        rows: how many there are in all.
+    """
+
+    def __init__(self, names: frozenset[str], rows: int) -> None:
+        super().__init__()
+        self.names = names
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        stack = []
+        for frame in msg["cond_indep_stack"]:
+            if frame.vectorized and frame.name in self.names and frame.full_size in (None, frame.size):
+                size = msg["fn"].batch_shape[frame.dim] if frame.size == -1 else frame.size
+                msg["scale"] = msg["scale"] * (self.rows / size)
+                frame = frame._replace(size=size, full_size=self.rows)
+            stack.append(frame)
+        msg["cond_indep_stack"] = tuple(stack)
+
+
+@contextlib.contextmanager
+def _same_buffers(model: Program, guide: Program) -> Iterator[None]:
+    """Puts back at its end what runs change of a batch normalisation's statistics, say."""
+    kept = list(buffers({"model": model, "guide": guide}).values())
+    saved = [tensor.clone() for tensor in kept]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in zip(kept, saved, strict=True):
+                tensor.copy_(before)
+
+
+def rules_of(model: Program, guide: Program, batch: Batch, rows: int | None) -> list[Rule]:
     """Returns what later batches have to keep to, given the first; most pairs take any.
-
-    A latent that all rows share has to be told how many rows there are, and parameters of single rows go by position,
-    so that rows have to come in the same order in every step.
 
     Args:
         model: the generative program.
         guide: the inference program.
-        batch: the first one; a dict of dicts by name holds several.
-        rows: how many rows there are in all, by name if there are several batches in one; None if nobody knows.
+        batch: the first one.
+        rows: how many rows there are in all; None if nobody knows.
 
     Raises:
         ConfigError: if there are more rows than the batch has, and the programs need all of them.
     """
-    if isinstance(batch, Mapping) and batch and all(isinstance(part, Mapping) for part in batch.values()):
-        counts = rows if isinstance(rows, Mapping) else {}
-        named = {name: rules_of(model, guide, part, counts.get(name)) for name, part in batch.items()}
-        return [_of_part(name, rule) for name, found in named.items() for rule in found]
     joint = _tried(model, guide, batch)
     if joint is None or joint.plate is None:
         return []
-    found: list[Rule] = []
-    if name := _unscaled(joint):
-        found += _all_rows(name, joint, batch, rows)
-    if name := positional_site(model, guide, batch, joint):
-        found.append(_same_rows(name, batch))
-    return found
+    name = _unscaled(joint)
+    return [*(_all_rows(name, joint, batch, rows) if name else ()), *_positions(model, guide, batch, joint)]
 
 
-def _of_part(name: str, rule: Rule) -> Rule:
-    return lambda batch: rule(batch[name])
+def _positions(model: Program, guide: Program, batch: Batch, joint: Joint) -> list[Rule]:
+    name = positional_site(model, guide, batch, joint)
+    return [_same_rows(name, batch)] if name else []
 
 
 def _tried(model: Program, guide: Program, batch: Batch, *, seed: int | None = None) -> Joint | None:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with torch.random.fork_rng(devices=_devices()), torch.enable_grad():
             if seed is not None:
                 torch.manual_seed(seed)
             return run(model, guide, batch, check=False)
     except Exception:  # what does not run as a pair (a generator without a guide, say) has no density either
         return None
+
+
+def _devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 # ------------------------------------------------------------------------------------------------ shared latents
@@ -103,7 +179,7 @@ def _unscaled(joint: Joint) -> str | None:
     return str(shared[0])
 
 
-def _all_rows(name: str, joint: Joint, batch: Batch, rows: Any) -> list[Rule]:
+def _all_rows(name: str, joint: Joint, batch: Batch, rows: int | None) -> list[Rule]:
     plate = joint.plate.name if joint.plate else ""
     count = joint.plate.rows if joint.plate else 0
 
@@ -114,7 +190,7 @@ def _all_rows(name: str, joint: Joint, batch: Batch, rows: Any) -> list[Rule]:
             "len(x)) with N the number of all rows, or take all rows in every step"
         )
 
-    if isinstance(rows, int):
+    if rows is not None:
         if rows > count:
             raise refusal(f" of {rows}")
         return []
