@@ -41,6 +41,16 @@ def _passes(batches: Iterable[Any]) -> Iterator[Any]:
             raise DataError("expected batches to train on; got none")
 
 
+def has_rows(column: Any) -> bool:
+    """Whether a column has an entry for each row, rather than one for all.
+
+    >>> import torch
+    >>> has_rows(torch.zeros(3)), has_rows(torch.tensor(0.1)), has_rows(0.1)
+    (True, False, False)
+    """
+    return isinstance(column, Tensor) and column.dim() > 0
+
+
 def tensors_of(batch: Any) -> list[Tensor]:
     """Returns the tensors of a batch: nested dicts, tuples and lists of tensors and anything else.
 

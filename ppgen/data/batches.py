@@ -2,7 +2,9 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
+from types import NoneType
 
 import numpy as np
 import torch
@@ -12,13 +14,15 @@ from ppgen.data.datasets import Columns
 from ppgen.data.streaming import Streamed, held_if_small
 from ppgen.data.windows import Windows
 from ppgen.errors import ConfigError, DataError
+from ppgen.streams import has_rows, map_tensors
 
 _ORDER, _NOISE, _WINDOW = 0, 1, 2  # separate random streams
 
 
 def columns_to(columns: Mapping[str, Tensor], device: str | torch.device) -> Columns:
-    """Move every column to a device."""
-    return {name: column.to(device) for name, column in columns.items()}
+    """Move every column to a device; what is no tensor stays as it is."""
+    moved: Columns = map_tensors(lambda column: column.to(device), columns)
+    return moved
 
 
 class Batches(Iterator[Columns]):
@@ -31,7 +35,7 @@ class Batches(Iterator[Columns]):
     batches are drawn from the present one; streamed columns that fit into a window are read at once, and held.
 
     Args:
-        columns: Tensors (n, ...) by name.
+        columns: Tensors (n, ...) by name; numbers and scalar tensors (a temperature, say) are given to every batch.
         batch_size: Rows in a batch; no more than n are used.
         seed: Seed of order and binarization.
         device: Where the columns are held.
@@ -80,7 +84,8 @@ class Batches(Iterator[Columns]):
         self.steps_per_epoch = self._rows // self.batch_size
         self._position = 0
         self._device = torch.empty(0, device=device).device
-        columns = {name: held_if_small(column) for name, column in columns.items()}
+        self._constants = columns_to({n: column for n, column in columns.items() if not has_rows(column)}, device)
+        columns = {name: held_if_small(column) for name, column in columns.items() if has_rows(column)}
         self._streamed = {name: column for name, column in columns.items() if isinstance(column, Streamed)}
         self._windows: Windows | None = None
         if self._streamed:
@@ -118,7 +123,7 @@ class Batches(Iterator[Columns]):
         if self._binarize:
             self._draw(batch)
         self._position += 1
-        return batch
+        return batch | self._constants
 
     def _enter(self, epoch: int, number: int) -> None:
         if self._windows is None:
@@ -212,7 +217,13 @@ def _number(entropy: np.random.SeedSequence) -> int:
 def _length(columns: Mapping[str, Tensor]) -> int:
     if not columns:
         raise DataError("expected columns to draw batches from; got none")
-    lengths = {name: len(column) for name, column in columns.items()}
+    for name, column in columns.items():
+        if not isinstance(column, (Tensor, numbers.Number, str, NoneType)):
+            kind = type(column).__name__
+            raise DataError(f"expected column {name!r} as a tensor, or one number for all rows; got a {kind}")
+    lengths = {name: len(column) for name, column in columns.items() if has_rows(column)}
+    if not lengths:
+        raise DataError(f"expected a column of rows to draw batches from; got {', '.join(columns)}, one value each")
     (first, rows), *rest = lengths.items()
     for name, length in rest:
         if length != rows:

@@ -15,6 +15,7 @@ from ppgen.errors import DataError, PpgenError
 Array = NDArray[Any]
 _LARGEST = np.finfo(np.float32).max
 _BLOCK = 2**26  # bytes
+_LARGEST_INTEGER = 2**53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Raw:
         holdouts: Rows to take from train, by split, stratified; used by data sets with a known protocol.
         mapped: The memory-mapped file that `x` of train lies in; its numbers are checked later, as it is first read.
         most: The most rows that are split off for validation and for test; None: any number.
+        no_labels: Why `y`, though it is there, holds no labels.
     """
 
     where: str
@@ -38,6 +40,7 @@ class Raw:
     holdouts: Mapping[str, int] = dataclasses.field(default_factory=dict)
     mapped: Path | None = None
     most: int | None = None
+    no_labels: str = ""
 
 
 @contextmanager
@@ -90,6 +93,8 @@ def _available_memory() -> int:
 
 def checked(raw: Raw) -> Raw:
     """Check all arrays, bring labels to int64 and images to (n, channels, height, width).
+
+    A `y` that holds no labels is a column like others.
 
     Raises:
         DataError: naming column, row and position of the first fault.
@@ -193,6 +198,24 @@ def _check_alike(raw: Raw) -> None:
 def _with_labels(raw: Raw) -> Raw:
     if "y" not in raw.splits["train"]:
         return raw
+    try:
+        return _labelled(raw)
+    except DataError as error:
+        return _with_values(raw, str(error))
+
+
+def _with_values(raw: Raw, reason: str) -> Raw:
+    """Takes `y` for a column like others: what a regression predicts, say."""
+    for split, columns in raw.splits.items():
+        if columns["y"].dtype.kind == "f":
+            check_finite(columns["y"], _key("y", split), raw.where)
+        elif int(columns["y"].max()) > _LARGEST_INTEGER:
+            raise DataError(reason)
+    note = f"y: values, no labels ({reason.removeprefix(f'{raw.where}: ')})"
+    return dataclasses.replace(raw, classes=None, no_labels=reason, notes=(*raw.notes, note))
+
+
+def _labelled(raw: Raw) -> Raw:
     labels = {split: _whole(columns["y"], _key("y", split), raw.where) for split, columns in raw.splits.items()}
     notes = [
         f"{_key('y', split)}: {columns['y'].dtype} cast to int64"
@@ -209,8 +232,21 @@ def _with_labels(raw: Raw) -> Raw:
         return dataclasses.replace(raw, splits=splits, classes=None, notes=(*raw.notes, "y: no label known, left out"))
     _check_no_gap(every, raw.classes, raw.where)
     classes = raw.classes or tuple(str(number) for number in range(int(every.max()) + 1))
+    _check_enough(labels, classes, raw)
     splits = {split: {**columns, "y": labels[split]} for split, columns in raw.splits.items()}
     return dataclasses.replace(raw, splits=splits, classes=classes, notes=(*raw.notes, *notes))
+
+
+def _check_enough(labels: Mapping[str, Array], classes: tuple[str, ...], raw: Raw) -> None:
+    """Every split that is taken from train needs a row of each class."""
+    parts = 0 if raw.holdouts else len({"validation", "test"} - set(labels))
+    counts = np.bincount(labels["train"][labels["train"] >= 0], minlength=len(classes))
+    few = np.flatnonzero((counts > 0) & (counts <= parts))
+    if parts and len(few):
+        raise DataError(
+            f"{raw.where}: expected at least {parts + 1} labelled rows of class {classes[few[0]]}, to split into train"
+            f" and {' and '.join(sorted({'validation', 'test'} - set(labels), reverse=True))}; got {counts[few[0]]}"
+        )
 
 
 def _whole(y: Array, key: str, where: str) -> Array:
@@ -219,7 +255,7 @@ def _whole(y: Array, key: str, where: str) -> Array:
     faults = (
         (~np.isfinite(y) | (y != np.round(y)), "whole numbers"),
         (y < -1, "-1 (missing) or more"),
-        (y > 2**53, "class numbers"),
+        (y > _LARGEST_INTEGER, "class numbers"),
     )
     for bad, wanted in faults:
         if bad.any():

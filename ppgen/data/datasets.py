@@ -25,7 +25,8 @@ class Dataset:
 
     Attributes:
         name: The name it was loaded by.
-        train: `x` float32 (n, *shape), `y` int64 (n,) with -1 for a missing label, and further columns (n, ...);
+        train: `x` float32 (n, *shape), `y` int64 (n,) with -1 for a missing label, and further columns (n, ...), as
+            which a `y` counts that holds no labels;
             `x` of data larger than memory is `Streamed`: index its rows to read them.
         validation: The same columns; where there are labels, no label is missing here.
         test: As `validation`; it never depends on a seed.
@@ -34,6 +35,7 @@ class Dataset:
         fingerprint: SHA-256, in hex, of all columns as loaded, before labels are hidden and anything is binarized; of
             the whole file where data are streamed, which is then another one than that of the same data in memory.
         notes: Every cast, rescaling and reordering that was done, in words.
+        no_labels: Why `y` holds no labels, though there is one.
         rows: Where each row of a split came from: its row number in the source, int64 (n,), by split; may be empty.
     """
 
@@ -46,6 +48,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...]
     rows: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+    no_labels: str = ""
 
     @property
     def splits(self) -> dict[str, Columns]:
@@ -66,7 +69,8 @@ class Dataset:
         """Describe the data in a few lines of plain text."""
         lines = [f"{self.name}  (fingerprint {self.fingerprint[:12]})"]
         lines += [f"  {split:<11}{len(columns['x'])} rows" for split, columns in self.splits.items()]
-        lines += [f"  {name:<11}{_summary(column)}" for name, column in self.train.items() if name != "y"]
+        plain = {name: column for name, column in self.train.items() if name != "y" or self.classes is None}
+        lines += [f"  {name:<11}{_summary(column)}" for name, column in plain.items()]
         if self.classes is not None:
             unlabelled = int((self.train["y"] < 0).sum())
             text = f"{len(self.classes)} classes; kept in train: {self._counts()}; unlabelled: {unlabelled}"
@@ -132,8 +136,7 @@ class Dataset:
         Raises:
             DataError: if there are no labels, or a class has no labelled row in train.
         """
-        if self.classes is None:
-            raise DataError(f"{self.name}: expected labels; got none: this recipe needs a column y")
+        self._require_classes()
         counts = self._labels_by_class()
         empty = [name for name, count in counts.items() if count == 0]
         if empty:
@@ -146,17 +149,20 @@ class Dataset:
         Raises:
             DataError: if there are no labels.
         """
-        if "y" not in self.train:
-            raise DataError(f"{self.name}: expected labels; got none: this recipe needs a column y")
+        self._require_classes()
         known = self.train["y"] >= 0
         return {name: held_if_small(column[known]) for name, column in self.train.items()}
 
     def unlabelled(self) -> Columns:
         """The train rows whose label is missing, without `y`: all rows where there are no labels; maybe none."""
-        if "y" not in self.train:
+        if self.classes is None:
             return dict(self.train)
         missing = self.train["y"] < 0
         return {name: held_if_small(column[missing]) for name, column in self.train.items() if name != "y"}
+
+    def _require_classes(self) -> None:
+        if self.classes is None:
+            raise DataError(self.no_labels or f"{self.name}: expected labels; got none: this recipe needs a column y")
 
     def _counts(self) -> str:
         counts = self._labels_by_class()

@@ -142,7 +142,8 @@ def read_csv(path: Path, *, label_column: str | None, max_bytes: int | None) -> 
 
     Args:
         path: The file, UTF-8.
-        label_column: The column of labels: class numbers, or names of classes; an empty cell is a missing label.
+        label_column: The column of labels: class numbers, or names of classes; an empty cell is a missing label. Or of
+            real values, none of which may be missing.
         max_bytes: The most memory to take.
 
     Raises:
@@ -231,6 +232,9 @@ def _labels(cells: Sequence[str]) -> tuple[Array, tuple[str, ...] | None]:
     if all(_number(cell) is not None for cell in known):
         numbers: dict[str, Any] = {cell: float(cell) for cell in known}
         y = np.array([numbers.get(cell, -1.0) for cell in cells])
-        return (y.astype(np.int64) if np.array_equal(y, np.round(y)) and np.isfinite(y).all() else y), None
+        if np.array_equal(y, np.round(y)) and np.isfinite(y).all():
+            return y.astype(np.int64), None
+        # of real values none stands for a missing one
+        return np.array([numbers.get(cell, np.nan) for cell in cells]), None
     numbers = {name: number for number, name in enumerate(known)}
     return np.array([numbers.get(cell, -1) for cell in cells], dtype=np.int64), tuple(known)

@@ -149,6 +149,7 @@ def _dataset(name: str, raw: Raw) -> Dataset:
         binarization="none",
         fingerprint=fingerprint(splits),
         notes=(*raw.notes, *casts),
+        no_labels=raw.no_labels,
         rows={split: torch.from_numpy(numbers) for split, (_, numbers) in rows.items()},
     )
 
@@ -182,7 +183,7 @@ def _cast(column: str, dtype: np.dtype[np.generic], divisor: int) -> str | None:
 
 def _with_labels_kept(dataset: Dataset, labels: int, seed: int) -> Dataset:
     if dataset.classes is None:
-        raise DataError(f"{dataset.name}: expected labels to keep {labels} of; got none")
+        raise DataError(dataset.no_labels or f"{dataset.name}: expected labels to keep {labels} of; got none")
     y = dataset.train["y"]
     kept = keep_labels(y, dataset.classes, labels, seed=seed)
     note = f"y: {labels} of {int((y >= 0).sum())} train labels kept, chosen by seed {seed}"

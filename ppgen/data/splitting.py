@@ -15,7 +15,7 @@ _SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 def split_rows(raw: Raw) -> dict[str, tuple[str, Array]]:
     """Say where each split comes from: split -> (split of the source, row numbers there)."""
     train = raw.splits["train"]
-    y = train.get("y")
+    y = None if raw.classes is None else train.get("y")
     given = {split: (split, np.arange(len(columns["x"]))) for split, columns in raw.splits.items()}
     missing = [split for split in _SHARES if split not in given]
     if raw.holdouts:
@@ -51,9 +51,8 @@ def _shares(count: int, y: Array | None, missing: Sequence[str], raw: Raw) -> di
     for label in np.unique(labels[labels >= 0]):
         rows = generator.permutation(np.flatnonzero(labels == label))
         if len(rows) <= len(missing):
-            what = "rows" if y is None else f"labelled rows of class {raw.classes[label] if raw.classes else label}"
             raise DataError(
-                f"{raw.where}: expected at least {len(missing) + 1} {what}, to split into train and "
+                f"{raw.where}: expected at least {len(missing) + 1} rows, to split into train and "
                 f"{' and '.join(missing)}; got {len(rows)}"
             )
         sizes = {split: max(1, round(len(rows) * min(_SHARES[split] / total, cap))) for split in missing}

@@ -11,6 +11,7 @@ from ppgen.errors import ConfigError, DataError
 from ppgen.evaluation.embedding import embed
 from ppgen.evaluation.intervals import Proportion
 from ppgen.evaluation.measures import Trained
+from ppgen.evaluation.slices import taken
 from ppgen.programs.encoding import PROBABILITIES
 
 
@@ -88,7 +89,7 @@ def _clusters(
 ) -> tuple[Tensor, Tensor, str]:
     if label not in columns or not (known := columns[label] >= 0).any():
         raise DataError(f"expected labels in the column '{label}', which clusters are compared with; got none")
-    rows = {name: column[known] for name, column in columns.items()}
+    rows = taken(columns, known)
     found = embed(trained, rows, label=label, seed=seed)
     discrete = [name.removesuffix(PROBABILITIES) for name in found if name.endswith(PROBABILITIES)]
     if site is None and len(discrete) == 1:

@@ -11,7 +11,7 @@ from ppgen.data import Columns
 from ppgen.errors import ConfigError, DataError, PpgenError
 from ppgen.evaluation.intervals import Proportion
 from ppgen.evaluation.measures import Trained
-from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, values_per_row, without
+from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, taken, values_per_row, without
 from ppgen.programs import posterior
 from ppgen.programs.encoding import PROBABILITIES, encode
 
@@ -147,7 +147,7 @@ def nearest_neighbour_accuracy(
 def _labelled(trained: Trained, columns: Mapping[str, Tensor], label: str, seed: int) -> tuple[Columns, Tensor]:
     if label not in columns or not (known := columns[label] >= 0).any():
         raise DataError(f"expected labels in the column '{label}', for nearest neighbours to agree in; got none")
-    rows = {name: column[known] for name, column in columns.items()}
+    rows = taken(columns, known)
     return embed(trained, rows, label=label, seed=seed), rows[label].cpu()
 
 

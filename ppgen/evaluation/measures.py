@@ -15,7 +15,7 @@ from ppgen.data import Columns
 from ppgen.errors import ConfigError, DataError, PpgenError
 from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.intervals import Estimate, Proportion
-from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, values_per_row, without
+from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, taken, values_per_row, without
 from ppgen.programs import Program, Structure
 
 MEASURES = ("nll", "accuracy", "elbo")
@@ -172,7 +172,7 @@ def accuracy(trained: Trained, columns: Mapping[str, Tensor], *, label: str = "y
     known = columns[label] >= 0
     if not known.any():
         raise DataError(f"expected labels in the column '{label}'; got none that is 0 or more")
-    labelled = {name: column[known] for name, column in columns.items()}
+    labelled = taken(columns, known)
     hits = predict(trained, labelled, label=label, seed=seed).argmax(-1) == labelled[label].cpu()
     return Proportion.of(int(hits.sum()), len(hits))
 

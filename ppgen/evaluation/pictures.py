@@ -18,7 +18,7 @@ from ppgen.evaluation.curves import training
 from ppgen.evaluation.figures import ACCENT, INK, PALE, PathLike, png, save, tidy
 from ppgen.evaluation.measures import Trained
 from ppgen.evaluation.simulated import global_draws
-from ppgen.evaluation.slices import few, seeded, without
+from ppgen.evaluation.slices import few, seeded, taken, without
 
 __all__ = ["draw_all", "reconstructions", "samples", "snapshot", "training"]
 
@@ -139,7 +139,7 @@ def reconstructions(
     """
     with seeded(seed), trained.evaluating():
         chosen = torch.randperm(len(data.test["x"]))[:columns]
-        batch = {name: column[chosen].to(trained.device) for name, column in without(data.test, label).items()}
+        batch = taken(without(data.test, label), chosen, trained.device)
         found = _data_of(programs.reconstruct(trained.model, trained.guide, batch, mean=["x"]), trained)
     originals = batch["x"].cpu()
     if _is_image(data.shape):

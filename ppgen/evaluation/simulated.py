@@ -10,7 +10,7 @@ from ppgen import programs
 from ppgen.data import Dataset
 from ppgen.errors import ConfigError
 from ppgen.evaluation.measures import Trained
-from ppgen.evaluation.slices import fitting, seeded, values_per_row
+from ppgen.evaluation.slices import fitting, seeded, slices, taken, values_per_row
 
 DATA = "x"
 
@@ -35,8 +35,8 @@ def samples_of(trained: Trained, data: Dataset, rows: int, *, seed: int = 0) -> 
     """
     with seeded(seed), trained.evaluating():
         chosen = torch.randint(len(data.test[DATA]), (rows,))
-        columns = {name: column[chosen] for name, column in data.test.items()}
-        some = {name: column[:2].to(trained.device) for name, column in columns.items()}
+        columns = taken(data.test, chosen)
+        some = taken(columns, slice(2), trained.device)
         given = global_draws(trained, some)
         means = _shown_as_means(trained, some, columns[DATA])
 
@@ -44,8 +44,7 @@ def samples_of(trained: Trained, data: Dataset, rows: int, *, seed: int = 0) -> 
             return programs.generate(trained.model, part, given=given, mean=means)
 
         size = fitting(values_per_row(draw, columns, trained.device), trained.device)
-        parts = [{name: column[at : at + size] for name, column in columns.items()} for at in range(0, rows, size)]
-        drawn = [draw({name: column.to(trained.device) for name, column in part.items()}) for part in parts]
+        drawn = [draw(part) for _, part in slices(columns, size, trained.device)]
     if DATA not in drawn[0]:
         raise ConfigError(f"expected a model that draws '{DATA}', to judge samples of; it draws {', '.join(drawn[0])}")
     x = torch.cat([part[DATA].detach().float().cpu() for part in drawn])

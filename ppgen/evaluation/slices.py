@@ -9,20 +9,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppgen.data import Columns
+from ppgen.data import Columns, columns_to
 from ppgen.errors import DataError
+from ppgen.streams import has_rows
 
 LARGEST = 1e6
 """How many values the largest intermediate tensor of a slice may have on a CPU, so that caches hold it."""
 
 
 def count_rows(columns: Mapping[str, Tensor]) -> int:
-    """Returns the number of rows.
+    """Returns the number of rows; a column that is a number or a scalar tensor has none.
 
     Raises:
         DataError: if there are none, or columns differ in length.
     """
-    lengths = {name: len(column) for name, column in columns.items()}
+    lengths = {name: len(column) for name, column in columns.items() if has_rows(column)}
     if not lengths or 0 in lengths.values():
         raise DataError(f"expected rows to evaluate; got {lengths or 'no columns'}")
     if len(set(lengths.values())) > 1:
@@ -30,17 +31,26 @@ def count_rows(columns: Mapping[str, Tensor]) -> int:
     return next(iter(lengths.values()))
 
 
+def taken(columns: Mapping[str, Tensor], rows: Any, device: str | torch.device | None = None) -> Columns:
+    """Returns some rows of all columns, on ``device`` if one is given; one value for all rows stays as it is."""
+    chosen: Columns = {}
+    for name, column in columns.items():
+        own = rows.to(column.device) if isinstance(rows, Tensor) and has_rows(column) else rows
+        chosen[name] = column[own] if has_rows(column) else column
+    return chosen if device is None else columns_to(chosen, device)
+
+
 def few(columns: Mapping[str, Tensor], rows: int, device: torch.device) -> Columns:
     """Returns ``rows`` rows to try something on, repeated where there are fewer."""
     chosen = torch.arange(rows) % count_rows(columns)
-    return {name: column[chosen.to(column.device)].to(device) for name, column in columns.items()}
+    return taken(columns, chosen, device)
 
 
 def slices(columns: Mapping[str, Tensor], size: int, device: torch.device) -> Iterator[tuple[slice, Columns]]:
     """Yields the columns on ``device``, ``size`` rows at a time, with their place."""
     for start in range(0, count_rows(columns), size):
         place = slice(start, start + size)
-        yield place, {name: column[place].to(device) for name, column in columns.items()}
+        yield place, taken(columns, place, device)
 
 
 def without(columns: Mapping[str, Tensor], name: str) -> Columns:

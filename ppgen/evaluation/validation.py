@@ -15,7 +15,7 @@ from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.measures import only_the_models
 from ppgen.evaluation.modes import has_known_modes, mode_coverage
 from ppgen.evaluation.simulated import samples_of
-from ppgen.evaluation.slices import seeded
+from ppgen.evaluation.slices import seeded, taken
 from ppgen.evaluation.two_sample import kernel_test
 from ppgen.programs import Program
 
@@ -39,7 +39,7 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
     kernel discrepancy (near 0 is right; see `kernel_test`), and "modes", how many modes of a known mixture samples lie
     in. "validation_accuracy" where the guide infers labels.
     """
-    columns = {name: column[:ROWS].to(trained.device) for name, column in data.validation.items()}
+    columns = taken(data.validation, slice(ROWS), trained.device)
     hidden = {name: column for name, column in columns.items() if name != label}
     without_density = missing_density(trained, columns, label=label) is not None
     found = _compared(trained, data) if without_density else {}

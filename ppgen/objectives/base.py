@@ -103,10 +103,11 @@ class Objective(nn.Module):
     def forward(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the loss of one call ``(model, guide, *args, **kwargs)``, as Pyro's ELBOs are called.
 
-        A call that records gradients counts as a step.
+        Arguments by name alone are columns, of which a program takes those that it asks for; else both programs are
+        given all arguments, as Pyro does. A call that records gradients counts as a step.
         """
         self.share_clock()
-        loss = self.loss(model, guide, kwargs if kwargs else args)
+        loss = self.loss(model, guide, programs.Call(args, kwargs) if args and kwargs else kwargs or args)
         if torch.is_grad_enabled():
             self.step.add_(1)
         return loss

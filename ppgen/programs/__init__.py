@@ -5,7 +5,7 @@ an autoguide. A *batch* is a dict of columns; a program is given the columns tha
 only package that knows Pyro's effect handlers.
 """
 
-from ppgen.programs.calling import Batch, Program, arguments, call, report_unused_columns
+from ppgen.programs.calling import Batch, Call, Program, arguments, call, report_unused_columns
 from ppgen.programs.dependencies import dependencies
 from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
@@ -53,6 +53,7 @@ __all__ = [
     "DENSITY",
     "Batch",
     "BatchRules",
+    "Call",
     "DataPlate",
     "Joint",
     "LogWeights",

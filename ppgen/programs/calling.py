@@ -4,17 +4,33 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import _bound_partial
 from torch import nn
 
+from ppgen.errors import ConfigError
+
 Program = Callable[..., Any]
 Batch = Any
-"""A dict of columns (tensors or None), a dict of such dicts, or a tuple of positional arguments."""
+"""A dict of columns, a dict of such dicts, a tuple of positional arguments, or a `Call`.
+
+A column is a tensor with rows along its first dimension, or one value for all rows: a number, a scalar tensor, None.
+"""
+
+_MADE_OF_A_MODEL = (AutoGuide, GuideMessenger, EasyGuide)
 
 logger = logging.getLogger("ppgen")
+
+
+class Call(NamedTuple):
+    """A batch that every program is given as it is, by position and by name: ``program(*args, **kwargs)``."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
 
 
 def unwrapped(program: Program) -> Program:
@@ -25,27 +41,46 @@ def unwrapped(program: Program) -> Program:
     return program
 
 
-def _signature(program: Program) -> inspect.Signature:
+def _parameters(program: Program) -> list[inspect.Parameter]:
+    """Returns the parameters of a program; those of the model, of a guide that runs its model."""
     program = unwrapped(program)
-    if isinstance(program, AutoGuide):
-        return _signature(program.model)
-    return inspect.signature(program.forward if isinstance(program, nn.Module) else program)
+    if isinstance(program, _MADE_OF_A_MODEL):
+        return _parameters(program.model)
+    is_module = isinstance(program, nn.Module) and type(program).forward is not nn.Module.forward
+    return list(inspect.signature(program.forward if is_module else program).parameters.values())
 
 
 def arguments(program: Program, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Returns the positional and keyword arguments that ``program`` takes from ``batch``.
 
     Columns are matched to parameters by name; a parameter without a column and without a default is given None, so
-    that the site it names is latent. A tuple (or list) is passed by position.
+    that the site it names is latent. A tuple (or list) is passed by position, a `Call` as it is.
+
+    Raises:
+        ConfigError: if columns cannot be given to it by name.
     """
+    if isinstance(batch, Call):
+        return tuple(batch.args), dict(batch.kwargs)
     if not isinstance(batch, Mapping):
         return (tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)), {}
-    parameters = _signature(program).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return (), dict(batch)
+    parameters = _parameters(program)
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    missing = {p.name: None for p in named if p.default is p.empty}
-    return (), missing | {p.name: batch[p.name] for p in named if p.name in batch}
+    _require_names(parameters)
+    given = {p.name: None for p in named if p.default is p.empty}
+    taken = batch if any(p.kind is p.VAR_KEYWORD for p in parameters) else {p.name for p in named}
+    return (), given | {name: column for name, column in batch.items() if name in taken}
+
+
+def _require_names(parameters: list[inspect.Parameter]) -> None:
+    kinds = {p.kind for p in parameters}
+    nameless = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    if kinds == {inspect.Parameter.VAR_POSITIONAL}:
+        nameless = [f"*{p.name}" for p in parameters]
+    if nameless:
+        raise ConfigError(
+            f"expected a program that takes columns by name; got one that takes '{nameless[0]}' by position only: name"
+            " the columns in its signature, or give batches as tuples"
+        )
 
 
 def call(program: Program, batch: Batch) -> Any:

@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from ppgen.programs.calling import Batch, Program
 from ppgen.programs.joint import Joint
 from ppgen.programs.running import run
+from ppgen.programs.sites import is_factor, is_named
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
@@ -23,7 +24,7 @@ class SiteDescription:
         name: its name.
         model: its distribution in the model; empty if it is not there.
         guide: its distribution in the guide; empty if it is not there.
-        role: "latent", "observed", or "observed where known".
+        role: "latent", "observed", "observed where known", "deterministic" or "factor".
         shape: of one value, without plates.
         plates: the plates that it lies in, outermost first.
     """
@@ -74,8 +75,7 @@ def _described(joint: Joint, name: str, known: set[str]) -> SiteDescription:
     model, guide = joint.model.nodes.get(name), joint.guide.nodes.get(name)
     site: Mapping[str, Any] = model or guide
     role = "observed" if site["is_observed"] else "observed where known" if name in known else "latent"
-    if isinstance(site["fn"], dist.Delta) and site["infer"].get("_deterministic"):
-        role = "deterministic"
+    role = "deterministic" if is_named(site) else "factor" if is_factor(site) else role
     return SiteDescription(
         name,
         model=_name(model["fn"]) if model else "",

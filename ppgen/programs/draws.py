@@ -15,6 +15,7 @@ from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program
 from ppgen.programs.generation import generate
 from ppgen.programs.running import structure_of
+from ppgen.programs.sites import plated_value
 from ppgen.programs.weights import LogWeights, log_weights
 
 Values = dict[str, Tensor]
@@ -115,21 +116,19 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
 
 
 def _shape(site: Mapping[str, Any]) -> torch.Size:
-    shape: torch.Size = torch.broadcast_shapes(site["fn"].batch_shape + site["fn"].event_shape, site["value"].shape)
-    return shape
+    return plated_value(site)[0].shape
 
 
 def _value(site: Mapping[str, Any]) -> Tensor:
-    value: Tensor = site["value"].expand(_shape(site))
-    return value
+    return plated_value(site)[0]
 
 
 def _dims(site: Mapping[str, Any]) -> tuple[str | None, ...]:
-    rank, event_rank = len(_shape(site)), len(site["fn"].event_shape)
-    names: list[str | None] = [None] * rank
+    value, plates = plated_value(site)
+    names: list[str | None] = [None] * value.dim()
     for frame in site["cond_indep_stack"]:
         if frame.vectorized:
-            names[rank - event_rank + frame.dim] = frame.name
+            names[plates + frame.dim] = frame.name
     return tuple(names)
 
 

@@ -12,6 +12,7 @@ from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import prune
 from ppgen.programs.parameters import quiet
+from ppgen.programs.sites import is_named, plated_value
 
 PROBABILITIES = "_probabilities"
 """Ends the name of the features of a site of unordered categories."""
@@ -50,12 +51,7 @@ def _is_feature(site: Mapping[str, Any]) -> bool:
     if site["type"] != "sample" or site["infer"].get("is_auxiliary"):
         return False
     local = any(frame.vectorized and frame.dim == -1 for frame in site["cond_indep_stack"])
-    return local and (not site["is_observed"] or _is_named(site))
-
-
-def _is_named(site: Mapping[str, Any]) -> bool:
-    """Whether a site is no latent but something that the guide gives a name, by `pyro.deterministic`."""
-    return bool(site["infer"].get("_deterministic"))
+    return local and (not site["is_observed"] or is_named(site))
 
 
 def encode(guide: Program, batch: Batch) -> dict[str, Tensor]:
@@ -97,5 +93,5 @@ def encode(guide: Program, batch: Batch) -> dict[str, Tensor]:
         ):
             found[name + PROBABILITIES] = _log_probabilities(site).exp().movedim(0, -1).float()
         else:
-            found[name] = site["value"].expand(site["fn"].batch_shape + site["fn"].event_shape).float()
+            found[name] = plated_value(site)[0].float()
     return found

@@ -8,14 +8,25 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.errors import ConfigError
-from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.calling import Batch, Call, Program, arguments
 from ppgen.programs.joint import prune
 from ppgen.programs.parameters import quiet
+from ppgen.programs.sites import is_factor, is_named, unobserved
+from ppgen.streams import has_rows
 
 
-def template(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Returns a batch of ``rows`` rows with the columns, shapes and dtypes of ``batch``; its values do not matter."""
-    return {k: v[:1].expand(rows, *v.shape[1:]) if isinstance(v, Tensor) else v for k, v in batch.items()}
+def template(batch: Batch, rows: int) -> Any:
+    """Returns a batch of ``rows`` rows with the columns, shapes and dtypes of ``batch``; its values do not matter.
+
+    What has one value for all rows stays as it is.
+    """
+    if isinstance(batch, Call):
+        return Call(template(batch.args, rows), template(batch.kwargs, rows))
+    if isinstance(batch, Mapping):
+        return {name: template(column, rows) for name, column in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(template(column, rows) for column in batch)
+    return batch[:1].expand(rows, *batch.shape[1:]) if has_rows(batch) else batch
 
 
 def _draws(trace: poutine.Trace, sites: Iterable[str], *, mean: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -25,6 +36,8 @@ def _draws(trace: poutine.Trace, sites: Iterable[str], *, mean: Iterable[str] = 
 
 def _mean(site: Mapping[str, Any]) -> Tensor:
     value: Tensor = site["value"]
+    if is_named(site):
+        return value
     try:
         mean: Tensor = site["fn"].mean
     except (NotImplementedError, AttributeError):
@@ -34,7 +47,8 @@ def _mean(site: Mapping[str, Any]) -> Tensor:
 
 
 def _sites(trace: poutine.Trace) -> list[str]:
-    return [name for name, site in prune(trace).nodes.items() if site["type"] == "sample"]
+    nodes = prune(trace).nodes
+    return [name for name, site in nodes.items() if site["type"] == "sample" and not is_factor(site)]
 
 
 def generate(
@@ -55,10 +69,10 @@ def generate(
         mean: data sites of which the mean given the latents is returned instead of a draw, where it is known.
 
     Returns:
-        The value of every sample site, each ``(rows, ...)`` if it lies in the data plate.
+        The value of every sample site but factors, each ``(rows, ...)`` if it lies in the data plate.
     """
-    batch = batch if rows is None or not isinstance(batch, Mapping) else template(batch, rows)
-    program = poutine.uncondition(model)
+    batch = batch if rows is None else template(batch, rows)
+    program = unobserved(model)
     program = poutine.condition(program, data=dict(given)) if given else program
     args, kwargs = arguments(model, batch)
     with torch.no_grad(), quiet():
@@ -80,7 +94,10 @@ def reconstruct(model: Program, guide: Program, batch: Batch, *, mean: Iterable[
     with torch.no_grad(), quiet():
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         args, kwargs = arguments(model, batch)
-        program = poutine.replay(poutine.uncondition(model), trace=guide_trace)
+        # a guide that runs its model observes the data as well
+        for name in [name for name, site in guide_trace.nodes.items() if site.get("is_observed")]:
+            guide_trace.remove_node(name)
+        program = poutine.replay(unobserved(model), trace=guide_trace)
         trace = poutine.trace(program).get_trace(*args, **kwargs)
         return _draws(trace, _sites(trace), mean=mean)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, Independent, MaskedDistribution, Unit
+from pyro.distributions import Delta, Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import PARTICLES, Joint, Layout, prune
 from ppgen.programs.rows import plate_nesting
+from ppgen.programs.sites import is_factor, is_named, unobserved
 
 
 class DetachedDraws(Messenger):
@@ -46,10 +47,10 @@ def dream(model: Program, guide: Program, batch: Batch) -> Joint:
     """
     args, kwargs = arguments(model, batch)
     with torch.no_grad():
-        model_trace = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(unobserved(model)).get_trace(*args, **kwargs)
     for site in model_trace.nodes.values():
-        if site["type"] == "sample":
-            site["is_observed"] = bool(site["infer"].get("was_observed"))
+        if site["type"] == "sample" and site["infer"].get("was_observed"):
+            site["is_observed"] = True
     dreamed = {name: _as_column(site, batch[name]) for name, site in _observed(model_trace) if name in batch}
     latents = {k: v["value"] for k, v in model_trace.nodes.items() if v["type"] == "sample" and not v["is_observed"]}
     guide_trace = _trace_at(guide, {**batch, **dreamed}, latents)
@@ -93,7 +94,7 @@ def _observed(trace: poutine.Trace) -> list[tuple[str, Any]]:
     return [
         (name, site)
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and site["is_observed"] and not is_named(site)
     ]
 
 
@@ -126,7 +127,7 @@ def require_dreams(joint: Joint, batch: Batch) -> None:
             f"expected batches as dicts of columns, {{'x': ...}} say, which dreams can replace; got a {kind}"
         )
     for name, site in _observed(joint.model):
-        if isinstance(site["fn"], Unit):
+        if is_factor(site):
             raise ConfigError(
                 f"the model cannot dream: its site '{name}' is a pyro.factor, from which nothing is drawn"
             )

@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.sites import unobserved
 
 Site = Mapping[str, Any]
 
@@ -43,7 +44,7 @@ def draw_prior(model: Program, batch: Batch, names: Iterable[str], *, given: Ite
         ConfigError: if a site cannot be drawn: from an improper prior, say.
     """
     until = _Until(names)
-    program = poutine.uncondition(model)
+    program = unobserved(model)
     if columns := {name: batch[name] for name in given}:
         program = poutine.condition(program, data=columns)
     args, kwargs = arguments(model, batch)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import prune
+from ppgen.programs.sites import is_factor, is_named, unobserved
 
 Site = Mapping[str, Any]
 Sites = dict[str, Site]
@@ -55,7 +56,7 @@ def simulate(model: Program, batch: Batch, *, given: Iterable[str] = ()) -> Site
         batch: as many rows as are to be drawn.
         given: sites that have the values of the columns of their names instead.
     """
-    program = poutine.uncondition(model)
+    program = unobserved(model)
     if columns := {name: batch[name] for name in given}:
         program = poutine.condition(program, data=columns)
     return _sites(program, model, batch)
@@ -73,7 +74,7 @@ def _sites(program: Program, asked: Program, batch: Batch) -> Sites:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not is_named(site) and not is_factor(site)
     }
 
 

@@ -102,7 +102,7 @@ def _code_size(prior: str, labels: str, z_dim: int | None) -> int:
 
 def _classes(data: Dataset, what: str) -> int:
     if data.classes is None:
-        raise DataError(f"recipe aae needs labels for {what}; data set '{data.name}' has none")
+        raise DataError(data.no_labels or f"recipe aae needs labels for {what}; data set '{data.name}' has none")
     return len(data.classes)
 
 
@@ -165,7 +165,7 @@ def semisupervised(
     ``rotation`` degrees, scaled and slanted a little; with ``augment`` 0, for the image as it is.
     """
     if data.classes is None:
-        raise DataError(f"recipe aae-semisupervised needs labels; data set '{data.name}' has none")
+        raise DataError(data.no_labels or f"recipe aae-semisupervised needs labels; data set '{data.name}' has none")
     classes = len(data.classes)
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     sizes: dict[str, Any] = {"network": network, "hidden": hidden, "activation": activation}

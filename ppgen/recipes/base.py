@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 import torch
 
-from ppgen.data import Batches, Columns, Dataset, Together
+from ppgen.data import Batches, Columns, Dataset, Together, columns_to
 from ppgen.errors import ConfigError
 from ppgen.objectives import SemiSupervised, as_objective
 from ppgen.players import Optimizer
 from ppgen.precision import choose_precision
 from ppgen.programs import Program, arguments
 from ppgen.sampling import Sampling
+from ppgen.streams import has_rows
 
 if TYPE_CHECKING:
     from ppgen.recipes.methods import Method
@@ -160,8 +161,8 @@ class Whole(Iterator[Columns]):
 
     def __init__(self, columns: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self.position = 0
-        self._columns = {name: column.to(device) for name, column in columns.items()}
-        self.rows = len(next(iter(columns.values())))
+        self._columns = columns_to(columns, device)
+        self.rows = len(next(column for column in columns.values() if has_rows(column)))
 
     def __next__(self) -> Columns:
         self.position += 1

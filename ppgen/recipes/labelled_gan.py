@@ -47,7 +47,8 @@ def labelled_gan(
     how well it does; rows without a label then count as data, too. Networks are convolutional for images unless told.
     """
     if data.classes is None:
-        raise DataError(f"expected labels, by which a labelled GAN draws; data set '{data.name}' has none")
+        message = f"expected labels, by which a labelled GAN draws; data set '{data.name}' has none"
+        raise DataError(data.no_labels or message)
     conditional, classes = game == "conditional", len(data.classes)
     if conditional and (missing := int((data.train["y"] < 0).sum())):
         raise DataError(

@@ -79,7 +79,7 @@ def m2(
     labelled rows alone, since that bound does not depend on it.
     """
     if data.classes is None:
-        raise DataError(f"recipe m2 needs labels; data set '{data.name}' has none")
+        raise DataError(data.no_labels or f"recipe m2 needs labels; data set '{data.name}' has none")
     classes = len(data.classes)
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     decoder = nn.decoder(

@@ -13,6 +13,7 @@ import pydantic
 from ppgen import programs
 from ppgen.data import Dataset
 from ppgen.errors import ConfigError
+from ppgen.evaluation.slices import taken
 from ppgen.guides.points import PointEstimate
 from ppgen.objectives import ELBO, OBJECTIVES, EnumeratedELBO, SemiSupervised
 from ppgen.programs.points import Latents, latents_of
@@ -118,7 +119,7 @@ def _refuse_minibatches(recipe: Recipe, data: Dataset, latents: Latents) -> None
             f"objective=map keeps a point of '{local[0]}' for each of the {rows} rows, and a minibatch does not say"
             " which rows it has: leave minibatches out"
         )
-    some = {name: column[: min(size, rows)] for name, column in data.train.items()}
+    some = taken(data.train, slice(min(size, rows)))
     with programs.Store().active():
         scaled = latents_of(recipe.model, some).scaled
     if not scaled and size < rows:
