@@ -1,13 +1,16 @@
 """The objective: what turns a model, a guide and a batch into losses."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.infer import EnergyDistance, RenyiELBO, ReweightedWakeSleep, TraceTailAdaptive_ELBO
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ppgen import programs
+from ppgen.errors import ConfigError
 from ppgen.gradients import Estimator, Plan
 from ppgen.programs import Batch, Joint, Program, Structure
 
@@ -19,6 +22,8 @@ Phase = Callable[[Program, Program, Batch], tuple[Losses, Metrics]]
 Whatever changes from step to step (a KL weight, a temperature) is computed from ``Objective.step``, never from
 Python state.
 """
+
+logger = logging.getLogger("ppgen")
 
 
 class Objective(nn.Module):
@@ -117,38 +122,104 @@ class Stock(Objective):
     """One of Pyro's own ELBOs in the place of an objective, in nats per datum.
 
     Those without ``differentiable_loss`` train through ``loss_and_grads``, eagerly.
+
+    Raises:
+        ConfigError: if it is one that compiles by itself, or has no value.
     """
 
     def __init__(self, elbo: Any) -> None:
         super().__init__()
+        if (name := type(elbo).__name__).startswith("Jit"):
+            raise ConfigError(
+                f"expected an ELBO of Pyro's that leaves compiling to the trainer; got {name}: take"
+                f" {name.removeprefix('Jit')}"
+            )
+        if isinstance(elbo, TraceTailAdaptive_ELBO):
+            raise ConfigError(f"Pyro's {name} has a gradient but no value, so that nobody sees it diverge: take Renyi")
         self.elbo = elbo
         self._sizes: dict[Any, int] = {}
 
     def setup(self, model: Program, guide: Program, batch: Batch) -> None:
-        """See `Objective.setup`; the ELBO decides by itself which models it accepts."""
-        programs.report_unused_columns(batch, model, guide)
-        args, kwargs = programs.arguments(model, batch)
-        with programs.checked():
-            self.elbo.loss(model, guide, *args, **kwargs)
-        self._sizes.clear()
-        self._size(model, batch)
+        """See `Objective.setup`; the ELBO decides by itself which models it accepts.
 
-    def _size(self, model: Program, batch: Batch) -> int:
+        Raises:
+            ConfigError: if it does not accept this pair.
+        """
+        programs.report_unused_columns(batch, model, guide)
+        self._require_observations(guide, batch)
+        name = type(self.elbo).__name__
+        self._sizes.clear()
+        with programs.checked():
+            joint = self._run(model, guide, batch)
+            self._require_pathwise(joint)
+            try:
+                self._evaluate(model, guide, batch)
+            except (NotImplementedError, ValueError) as error:
+                reason = next(iter(str(error).splitlines()), "") or "a site without a pathwise derivative, say"
+                raise ConfigError(f"Pyro's {name} does not accept this pair: {reason}") from error
+        plate = joint.plate
+        if isinstance(self.elbo, (RenyiELBO, ReweightedWakeSleep)) and plate and plate.size != plate.rows:
+            logger.warning(
+                "Pyro's %s takes the scale of the plate '%s' (%d of %d rows) into a logarithm, where its value is no"
+                " bound: take IWAE, Renyi or ReweightedWakeSleep of ppgen.objectives, or all rows in every step",
+                *(name, plate.name, plate.rows, plate.size),
+            )
+
+    def _require_pathwise(self, joint: Joint) -> None:
+        """Without pathwise draws its gradient is that of infinitely many particles: none at order 0."""
+        for name in joint.latents if isinstance(self.elbo, RenyiELBO) else ():
+            if not programs.has_pathwise(joint.guide.nodes[name]):
+                raise ConfigError(
+                    f"Pyro's RenyiELBO has no right gradient for guide site '{name}', whose draws have no pathwise"
+                    " derivative: take IWAE or Renyi of ppgen.objectives, with an estimator"
+                )
+
+    def _require_observations(self, guide: Program, batch: Batch) -> None:
+        """Pyro's own reweighted wake-sleep gives a guide its dreams by an argument of that name."""
+        if not isinstance(self.elbo, ReweightedWakeSleep) or self.elbo.insomnia == 1:
+            return
+        args, kwargs = programs.arguments(guide, batch)
+        if kwargs.get("observations") is None and not any(isinstance(argument, Mapping) for argument in args):
+            raise ConfigError(
+                "Pyro's ReweightedWakeSleep with insomnia < 1 gives the guide its dreams as an argument 'observations',"
+                " a dict by site; got a batch without it: take insomnia=1, or ppgen.objectives.ReweightedWakeSleep,"
+                " which puts dreams in the place of columns"
+            )
+
+    def _run(self, model: Program, guide: Program, batch: Batch) -> Joint:
+        """Runs the pair once, without moving any random stream."""
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            joint = programs.run(model, guide, batch, check=False)
+        for site in joint.model.nodes.values():
+            if site["type"] == "sample":
+                programs.require_support(site)
+        shapes = [leaf.shape for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+        self._sizes[(model, *shapes)] = joint.plate.size if joint.plate else 1
+        return joint
+
+    def _size(self, model: Program, guide: Program, batch: Batch) -> int:
         shapes = [leaf.shape for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
         if (key := (model, *shapes)) not in self._sizes:
-            plate = programs.data_plate(model, batch)
-            self._sizes[key] = plate.size if plate else 1
+            self._run(model, guide, batch)
         return self._sizes[key]
 
     def loss(self, model: Program, guide: Program, batch: Batch) -> Tensor:
         """See `Objective.loss`."""
         args, kwargs = programs.arguments(model, batch)
-        if hasattr(self.elbo, "differentiable_loss"):
-            with programs.without_host_reads(self.elbo):
-                loss: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
-        else:
+        differentiable = self.elbo if isinstance(self.elbo, EnergyDistance) else None
+        differentiable = getattr(self.elbo, "differentiable_loss", differentiable)
+        if differentiable is None:
             loss = self._by_gradients(model, guide, args, kwargs)
-        return loss / self._size(model, batch)
+        else:
+            with programs.without_host_reads(self.elbo):
+                loss = differentiable(model, guide, *args, **kwargs)
+        return loss / self._size(model, guide, batch)
+
+    def _evaluate(self, model: Program, guide: Program, batch: Batch) -> None:
+        args, kwargs = programs.arguments(model, batch)
+        value = self.elbo if isinstance(self.elbo, EnergyDistance) else self.elbo.loss
+        value(model, guide, *args, **kwargs)
 
     def _by_gradients(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Tensor:
         # loss_and_grads leaves gradients behind; a linear function with these gradients stands for the loss
@@ -157,6 +228,8 @@ class Stock(Objective):
             leaf.grad = None
         pair = programs.registered(model, "model"), programs.registered(guide, "guide")
         value = self.elbo.loss_and_grads(*pair, *args, **kwargs)
+        # reweighted wake-sleep has a loss of the model and one of the guide
+        value = sum(value) if isinstance(value, tuple) else value
         linear = torch.zeros(())
         for leaf in leaves:
             if leaf.grad is not None:
@@ -174,6 +247,6 @@ def as_objective(objective: Any) -> Objective:
     """
     if isinstance(objective, Objective):
         return objective
-    if hasattr(objective, "loss_and_grads"):
+    if hasattr(objective, "loss_and_grads") or isinstance(objective, EnergyDistance):
         return Stock(objective)
     raise TypeError(f"expected an Objective or one of Pyro's ELBOs; got {type(objective).__name__}")

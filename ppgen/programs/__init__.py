@@ -39,6 +39,7 @@ from ppgen.programs.simulation import (
     simulate,
     strictly_checked,
 )
+from ppgen.programs.support import require_support
 from ppgen.programs.weights import (
     LogWeights,
     Weights,
@@ -97,6 +98,7 @@ __all__ = [
     "require_one_weight",
     "require_pathwise",
     "require_repeatable",
+    "require_support",
     "rows_of",
     "run",
     "scores",

@@ -46,8 +46,9 @@ def _parameters(program: Program) -> list[inspect.Parameter]:
     program = unwrapped(program)
     if isinstance(program, _MADE_OF_A_MODEL):
         return _parameters(program.model)
-    is_module = isinstance(program, nn.Module) and type(program).forward is not nn.Module.forward
-    return list(inspect.signature(program.forward if is_module else program).parameters.values())
+    if isinstance(program, nn.Module) and type(program).forward is not nn.Module.forward:
+        program = program.forward
+    return list(inspect.signature(program).parameters.values())
 
 
 def arguments(program: Program, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -32,6 +32,7 @@ from ppgen.programs.rows import (
     plate_nesting,
     rows_of_guide,
 )
+from ppgen.programs.support import require_support
 
 Enumerated = bool | Collection[str]
 """Which discrete sites of the guide are enumerated: all, none, or those of these names."""
@@ -189,6 +190,9 @@ def check(
     with pyro.validation_enabled(True), torch.no_grad():
         joint = run(model, guide, batch, labels=labels, structure=structure, check=False)
         require_match(joint, summing=summing)
+        for site in joint.model.nodes.values():
+            if site["type"] == "sample":
+                require_support(site)
         for trace in (joint.guide, joint.model):
             try:
                 trace.compute_log_prob()
