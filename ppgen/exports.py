@@ -14,9 +14,11 @@ from ppgen import programs
 from ppgen.data import Columns, Dataset
 from ppgen.errors import ConfigError, StorageError
 from ppgen.evaluation import arviz, missing_density
-from ppgen.evaluation.slices import few, seeded, without
+from ppgen.evaluation.slices import count_rows, few, seeded, without
+from ppgen.programs import Program
 from ppgen.runs import Run
 from ppgen.sampling import Sampler
+from ppgen.streams import has_rows
 
 LABEL = "y"
 FORMATS = (".png", ".npz", ".npy")
@@ -46,7 +48,7 @@ def draw_samples(run: Run, rows: int, *, label: str | None = None, seed: int = 0
     trainer = run.trainer
     batch = few(run.data.test, rows, trainer.device)
     with seeded(seed), trainer.evaluating():
-        if LABEL in programs.posterior(trainer.guide, without(batch, LABEL)):
+        if run.data.classes is not None and _infers(trainer.guide, without(batch, LABEL)):
             batch = without(batch, LABEL)
         joint = programs.run(trainer.model, trainer.guide, batch, check=False)
         shared = [name for name in joint.latents if name in joint.model.nodes and not joint.is_local(name)]
@@ -61,11 +63,22 @@ def draw_samples(run: Run, rows: int, *, label: str | None = None, seed: int = 0
     taken = programs.arguments(trainer.model, batch)[1]
     inputs = {name: column for name, column in batch.items() if name in taken and name not in drawn}
     chosen = {name: drawn[name] for name in (*joint.observed, LABEL) if name in drawn}
-    return _on_cpu(inputs | chosen), _on_cpu({name: means[name] for name in joint.observed if name != LABEL})
+    shown = [name for name in joint.observed if name in means and (name != LABEL or run.data.classes is None)]
+    return _on_cpu(inputs | chosen), _on_cpu({name: means[name] for name in shown})
+
+
+def _infers(guide: Program, batch: Columns) -> bool:
+    """Whether a guide draws the label where it is not given."""
+    try:
+        return LABEL in programs.posterior(guide, batch)
+    except Exception:  # a user's guide that cannot do without it may fail in any way
+        return False
 
 
 def _on_cpu(columns: Columns) -> Columns:
-    return {name: column.detach().cpu() for name, column in columns.items()}
+    """Returns columns as they are written to a file: what has one value for all rows as an array without dimensions."""
+    tensors = {name: torch.as_tensor(column) for name, column in columns.items() if not isinstance(column, str | None)}
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 def _class_of(data: Dataset, label: str) -> int:
@@ -185,8 +198,8 @@ def write_arviz(run: Run, path: Path) -> str:
             f"an ArviZ file holds weighted draws, and this run has no density to weight them by: {missing}; take `ppgen"
             " sample`, or `ppgen embed` where there is an encoder"
         )
-    rows = len(next(iter(test.values())))
-    values = max(column[0].numel() for column in test.values())
+    rows = count_rows(test)
+    values = max(column[0].numel() for column in test.values() if has_rows(column))
     count = max(1, min(rows, int(MOST_VALUES / (DRAWS * values))))
     chosen = [index * rows // count for index in range(count)]
     arviz.to_netcdf(arviz.to_arviz(run.trainer, test, draws=DRAWS, rows=chosen), path)

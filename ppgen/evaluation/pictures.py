@@ -64,9 +64,15 @@ def _infers(trained: Trained, data: Dataset, *, label: str = "y") -> bool:
     """Whether the guide draws anything: that of a generator without an encoder does not."""
     try:
         with seeded(0), trained.evaluating():
-            return bool(programs.posterior(trained.guide, without(few(data.test, 2, trained.device), label)))
+            batch = _without_labels(few(data.test, 2, trained.device), data, label)
+            return bool(programs.posterior(trained.guide, batch))
     except Exception:  # as the picture will say
         return True
+
+
+def _without_labels(columns: Mapping[str, Tensor], data: Dataset, label: str) -> Columns:
+    """Withholds labels; values that only bear their name are a column like others."""
+    return dict(columns) if data.classes is None else without(columns, label)
 
 
 def samples(trained: Trained, data: Dataset, path: PathLike, *, rows: int = 8, label: str = "y", seed: int = 0) -> None:
@@ -139,7 +145,7 @@ def reconstructions(
     """
     with seeded(seed), trained.evaluating():
         chosen = torch.randperm(len(data.test["x"]))[:columns]
-        batch = taken(without(data.test, label), chosen, trained.device)
+        batch = taken(_without_labels(data.test, data, label), chosen, trained.device)
         found = _data_of(programs.reconstruct(trained.model, trained.guide, batch, mean=["x"]), trained)
     originals = batch["x"].cpu()
     if _is_image(data.shape):
@@ -156,7 +162,7 @@ def _image_samples(
     trained: Trained, data: Dataset, *, rows: int, across: int, label: str, seed: int
 ) -> tuple[Tensor, Sequence[str]]:
     """Returns images ``(rows, columns, height, width, channels)`` and names of the columns, if those are classes."""
-    batch = without(few(data.test, 2, trained.device), label)
+    batch = _without_labels(few(data.test, 2, trained.device), data, label)
     given = global_draws(trained, batch)
     first = programs.generate(trained.model, batch, given=given)
     if data.classes is not None and label in first and first[label].shape == (2,):
@@ -169,9 +175,9 @@ def _image_samples(
 
 def _vector_samples(trained: Trained, data: Dataset, *, label: str) -> tuple[Tensor, Tensor]:
     """Returns test rows and as many samples, ``(rows, values)`` each."""
-    batch = without(few(data.test, 2, trained.device), label)
+    batch = _without_labels(few(data.test, 2, trained.device), data, label)
     given = global_draws(trained, batch)
-    rest = without(few(data.test, min(500, len(data.test["x"])), trained.device), label)
+    rest = _without_labels(few(data.test, min(500, len(data.test["x"])), trained.device), data, label)
     drawn = _data_of(programs.generate(trained.model, rest, given=given), trained)
     return rest["x"].cpu().reshape(len(drawn), -1), drawn.reshape(len(drawn), -1)
 

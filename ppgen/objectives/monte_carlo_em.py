@@ -12,7 +12,7 @@ from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.densities import log_p, log_q
 from ppgen.programs import Batch, Program
 from ppgen.programs.latents import DetachedDraws, require_densities, require_separate_sites
-from ppgen.programs.ownership import separate_leaves
+from ppgen.programs.ownership import trained_leaves
 from ppgen.programs.unconstrained import RowVectors, require_continuous_rows
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -90,7 +90,7 @@ class MonteCarloEM(Objective):
 
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """The model's parameters, and the guide's if it has any."""
-        return {name: leaves for name, leaves in separate_leaves(model, guide, batch).items() if leaves}
+        return trained_leaves(model, guide, batch)
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase: moves, then both losses."""

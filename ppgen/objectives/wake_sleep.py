@@ -9,7 +9,7 @@ from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.densities import log_p, log_q
 from ppgen.programs import Batch, Joint, Program
 from ppgen.programs.latents import DetachedDraws, dream, require_densities, require_dreams, require_separate_sites
-from ppgen.programs.ownership import separate_leaves
+from ppgen.programs.ownership import separate_leaves, trained_leaves
 
 
 class WakeSleep(Objective):
@@ -26,8 +26,8 @@ class WakeSleep(Objective):
         particles: draws of the latents for each datum in the wake phase, vectorised.
 
     Raises:
-        ConfigError: if model and guide share a parameter, an observed site is not a column of its name, or the guide
-            has no density at latents that it did not draw.
+        ConfigError: if model and guide share a parameter or one has none, an observed site is not a column of its name,
+            or the guide has no density at latents that it did not draw.
 
     References:
         Hinton, Dayan, Frey, Neal, 1995, "The wake-sleep algorithm for unsupervised neural networks", Science 268.
@@ -63,8 +63,19 @@ class WakeSleep(Objective):
         _check_dreams(joint, model, guide, batch)
 
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """The model's parameters and the guide's."""
-        return separate_leaves(model, guide, batch)
+        """The model's parameters and the guide's.
+
+        Raises:
+            ConfigError: if one of them has none, so that a phase has nothing to train.
+        """
+        found = separate_leaves(model, guide, batch)
+        for role, leaves in found.items():
+            if not leaves:
+                raise ConfigError(
+                    f"WakeSleep trains the model awake and the guide asleep; got a {role} without parameters: take"
+                    " ReweightedWakeSleep, which trains the other alone"
+                )
+        return found
 
     def phases(self) -> tuple[Phase, ...]:
         """Wake, then sleep with the model that wake has changed."""
@@ -129,8 +140,8 @@ class ReweightedWakeSleep(Objective):
             _check_dreams(joint, model, guide, batch)
 
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """The model's parameters and the guide's."""
-        return separate_leaves(model, guide, batch)
+        """The model's parameters and the guide's; of one that has none, there is no player."""
+        return trained_leaves(model, guide, batch)
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase: both losses at the same parameters."""
@@ -146,7 +157,8 @@ class ReweightedWakeSleep(Objective):
         parts = [-self.wake * recognition.mean(weights)] if self.wake else []
         parts += [self.sleep * sleep_loss(model, guide, batch)] if self.sleep else []
         losses = {"model": -generative.mean(weights), "guide": torch.stack(parts).sum()}
-        return losses, {"bound": weights.log_mean()}
+        trained = {player: loss for player, loss in losses.items() if loss.requires_grad}
+        return trained, {"bound": weights.log_mean()}
 
 
 def sleep_loss(model: Program, guide: Program, batch: Batch) -> Tensor:

@@ -91,9 +91,11 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
         with recorder, torch.no_grad():
             weights.append(log_weights(model, guide, batch, structure=structure))
         recorder.finish()
-        posterior.append({name: _value(site) for name, site in recorder.latent.items()})
         given = {name: site["value"] for name, site in recorder.latent.items() if not site["is_observed"]}
         predictive.append(generate(model, batch, given=given))
+        # what the guide alone computes is nothing of the model's
+        recorder.latent = {name: site for name, site in recorder.latent.items() if name in predictive[-1]}
+        posterior.append({name: _value(site) for name, site in recorder.latent.items()})
     sites = recorder.latent | recorder.observed
     prior: list[Values] = []
     with contextlib.suppress(NotImplementedError):  # improper priors

@@ -28,6 +28,18 @@ def separate_leaves(model: Program, guide: Program, batch: Batch) -> dict[str, d
     return {role: {name: leaf for name, leaf in named.items() if id(leaf) in ids} for role, ids in used.items()}
 
 
+def trained_leaves(model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
+    """Returns `separate_leaves` without the one of the two that has none.
+
+    Raises:
+        ConfigError: if neither has one, or both have the same.
+    """
+    found = {role: named for role, named in separate_leaves(model, guide, batch).items() if named}
+    if not found:
+        raise ConfigError("expected parameters to train; got a model and a guide without any")
+    return found
+
+
 def _used(program: Program, batch: Batch) -> set[int]:
     """Returns the identities of the tensors of a program's module, and of those it asks the active store for."""
     module = module_of(program)

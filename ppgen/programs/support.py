@@ -29,6 +29,11 @@ def require_support(site: Mapping[str, Any]) -> None:
     if not is_data(site) or not isinstance(site["value"], Tensor) or site["value"].numel() == 0:
         return
     base, masks = _unwrapped(site)
+    if isinstance(base, torch.distributions.Bernoulli) and not site["value"].is_floating_point():
+        kind = str(site["value"].dtype).removeprefix("torch.")
+        raise DataError(
+            f"site '{site['name']}' observes {kind} values, and a Bernoulli scores floats: pass y.float(), say"
+        )
     inside = _inside(base, site["value"])
     if inside is None:
         return
