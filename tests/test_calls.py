@@ -161,7 +161,7 @@ def test_autoguides_take_positional_and_named_arguments() -> None:
 
 
 def test_programs_that_name_no_columns_are_refused() -> None:
-    def nameless(*columns: Tensor) -> None:
+    def nameless(*columns: Any) -> None:
         binary(*columns)
 
     def positional(x: Tensor, /) -> None:
@@ -396,7 +396,8 @@ def test_one_value_for_all_rows_is_a_column(width: Any) -> None:
     nll = negative_log_likelihood(trainer, columns, particles=2000, batch_size=7)
     assert float(nll.mean()) == pytest.approx(1.5565, abs=0.01)
     assert elbo(trainer, columns, particles=5).shape == (20,)
-    other = negative_log_likelihood(trainer, {"x": rows, "width": 3.0}, particles=2000)
+    others: dict[str, Any] = {**columns, "width": 3.0}
+    other = negative_log_likelihood(trainer, others, particles=2000)
     assert abs(float(other.mean()) - 1.5565) > 0.05  # control: the value reaches the model
     drawn = to_arviz(trainer, columns, draws=3)
     assert drawn["posterior"]["z"].shape == (1, 3, 20)
