@@ -408,7 +408,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Calla
         Fixed,
         Wide,
         lambda: AAE(critic()),
-        r"expected programs that take the guide's draws, z \(6, 4\), .*; got addmm",
+        r"expected programs that take the guide's draws, z \(6, 4\), .*; got ",
     ),
     "a latent of another shape": (
         Summing,
