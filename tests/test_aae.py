@@ -201,7 +201,7 @@ def test_a_missing_label_says_nothing_and_a_known_one_is_a_fair_die() -> None:
         trace.compute_log_prob()
     site = trace.nodes["y"]
     torch.testing.assert_close(site["log_prob"], torch.tensor([-math.log(4), 0.0, -math.log(4)]))
-    with pyro.validation_enabled(True), pytest.raises(ValueError, match="to satisfy the constraint"):
+    with pyro.validation_enabled(True), pytest.raises(ValueError):  # noqa: PT011 -- torch's words
         pyro.poutine.trace(model).get_trace(x=x, y=torch.tensor([2, -2, 0])).compute_log_prob()
 
 

@@ -294,7 +294,7 @@ TABLES: dict[str, tuple[str | bytes, str, str | None]] = {
     "labels with fractions in csv": ("a,label\n3,0\n3,0.5\n3,1\n", r"whole numbers; got 0.5 at row 1", "label"),
     "labels from one in csv": ("a,label\n" + "3,1\n3,2\n" * 5, "0 to 2; got none of class 0", "label"),
     "only text": ("a,b\nx,y\n", "expected a column of numbers; got a, b", None),
-    "latin-1 csv": ("a,b\n1,é\n".encode("latin-1"), "bad.csv: could not be read .*utf-8", None),
+    "latin-1 csv": ("a,b\n1,é\n".encode("latin-1"), "bad.csv: could not be read ", None),
     "empty csv": ("", "bad.csv: expected data; got an empty file", None),
     "a cell without end": (
         'a,b\n1,"' + "x" * (csv.field_size_limit() + 10),
@@ -328,7 +328,7 @@ def palette_images(folder: Path) -> Path:
     return image(folder / "bad" / "0.png", mode="P").parent
 
 
-@case("1.png: could not be read .*cannot identify")
+@case("1.png: could not be read ")
 def text_called_png(folder: Path) -> Path:
     return text(image(folder / "bad" / "0.png").parent, "hello", "1.png").parent
 

@@ -60,7 +60,7 @@ NAMES = [
     (["train", "m2", "--set", "z_dmi=3"], "'z_dim'"),
     (["show", "m2", "--set", "alhpa=3"], "'alpha'"),
     (["train", "m2", "--config", "misspelt.toml"], "'labels'"),
-    (["train", "m2", "--compile", "maybe"], "'auto', 'on', 'off'"),
+    (["train", "m2", "--compile", "maybe"], "'auto'"),
     (["train", "m2", "--on-nan", "stp"], "'stop'"),
     (["evaluate", "run", "--measure", "nil"], "'nll'"),
 ]

@@ -202,8 +202,8 @@ def test_images_outside_the_unit_interval_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "hinged"}, "option 'loss': input should be 'minimax', 'non-saturating'"),
-        ({"critic_steps": 0}, "option 'critic_steps': input should be greater than or equal to 1; got 0"),
+        ({"loss": "hinged"}, "option 'loss': .*'minimax'.*'non-saturating'.*; got 'hinged'"),
+        ({"critic_steps": 0}, "option 'critic_steps': .*; got 0"),
         ({"packs": 2}, "recipe 'gan' has no option 'packs': did you mean 'pack'?"),
         ({"generators": 3, "pack": 2}, "expected pack 1 for MADGAN; got 2"),
         ({"minibatch": -1}, "expected outputs of 1 or more and minibatch of 0 or more; got 1, -1"),
@@ -211,9 +211,8 @@ def test_images_outside_the_unit_interval_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match=f"^{message}"):
         small("gan", datasets.load("digits"), **options)
-    assert str(error.value).startswith(message)
 
 
 # The table of modes

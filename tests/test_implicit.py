@@ -422,7 +422,7 @@ def test_the_comparison_of_a_recorded_graph_notices_a_value_of_python(monkeypatc
         return right(concentration) / len(calls)
 
     monkeypatch.setattr(implicit, "_von_mises_angle", wrong)
-    with pytest.raises(AssertionError, match="not close"):
+    with pytest.raises(AssertionError):
         test_a_recorded_graph_run_on_other_parameters_equals_eager("VonMises")
 
 

@@ -99,7 +99,7 @@ def test_a_checkpoint_under_another_name_is_not_usable(two_steps: RunFolder) -> 
 def test_without_any_usable_checkpoint_every_reason_is_named(two_steps: RunFolder) -> None:
     for step in (1, 2):
         (two_steps.path / f"step-0000000{step}/state.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"step-00000002 is not usable: No such file.*; step-00000001"):
+    with pytest.raises(CheckpointError, match=r"step-00000002 is not usable: .*; step-00000001"):
         two_steps.load_checkpoint()
     shutil.rmtree(two_steps.path / "step-00000001")
     shutil.rmtree(two_steps.path / "step-00000002")

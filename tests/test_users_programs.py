@@ -275,7 +275,7 @@ def test_priors_made_before_are_not_checked_while_training() -> None:
     outside = torch.tensor(float("nan"))
     with programs.quiet():
         assert prior.log_prob(outside).isnan()
-    with pytest.raises(ValueError, match="within the support"):  # negative control
+    with pytest.raises(ValueError):  # noqa: PT011 -- negative control
         prior.log_prob(outside)
 
 
