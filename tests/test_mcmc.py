@@ -474,7 +474,7 @@ def test_every_recipe_has_the_options_of_a_method_and_only_under_it() -> None:
         entry.resolve("", {"objective": "map", "draws": 3})
     with pytest.raises(ConfigError, match="has no option 'draws'"):
         entry.resolve("", {"draws": 3})
-    with pytest.raises(ConfigError, match="option 'target_acceptance': .*; got "):
+    with pytest.raises(ConfigError, match=r"option 'target_acceptance': .*; got "):
         entry.resolve("", {"objective": "nuts", "target_acceptance": "1.5"})
     with pytest.raises(ConfigError, match="no objective 'nut' for recipe 'plain': did you mean 'nuts'"):
         entry.resolve("", {"objective": "nut"})

@@ -151,7 +151,7 @@ def test_create_refuses_what_holds_something(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="got the file"):
         RunFolder.create(tmp_path / "file")
-    with pytest.raises(StorageError, match="cannot use .*run: "):
+    with pytest.raises(StorageError, match=r"cannot use .*run: "):
         RunFolder.create(tmp_path / "file/run")
     assert (tmp_path / "full/thesis.tex").read_text() == "x"
     assert os.listdir(tmp_path / "full") == ["thesis.tex"]
