@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import pydantic
 import torch
+from pyro import poutine
 from pyro.infer import NUTS
 from torch import Tensor
 
@@ -264,8 +265,9 @@ class Sampler:
         try:
             kernel.setup(settings.warmup, *args, **kwargs)
         except ValueError as error:
-            if "initial params" not in str(error):
-                raise
+            trace = poutine.trace(self.model).get_trace(*args, **kwargs)
+            if "initial params" not in str(error) and torch.as_tensor(trace.log_prob_sum()).isfinite():
+                raise  # another mistake: the density is finite, at one draw from the prior at least
             raise ConfigError("no starting point was found at which the model's density is finite: check it") from error
         state, kept = kernel.initial_params, []
         for iteration in range(settings.length):
