@@ -70,6 +70,9 @@ def _inside(base: Any, value: Tensor) -> Tensor | None:
 
 def _relaxed(base: Any, value: Tensor) -> Tensor:
     """Returns which values lie in the range of a discrete support, between its values."""
+    if isinstance(base, torch.distributions.Multinomial):  # its density takes the number of trials from the value
+        counts: Tensor = ((value >= 0) & value.isfinite()).all(-1)
+        return counts
     support = base.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
