@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.marginals import Summed, sum_out
-from ppgen.programs.rows import Rows, data_plate_of, guessed, rows_of_guide
+from ppgen.programs.rows import Rows, as_one_plate, data_plate_of, guessed, rows_of_guide
 from ppgen.programs.scales import both_masks
 
 PARTICLES = "ppgen_particles"
@@ -94,6 +94,9 @@ class Joint:
         rows = layout.rows or guessed(model)
         self.rows = None if rows is None else rows_of_guide(guide, model, rows)
         self.plate = data_plate_of(model, self.rows)
+        if self.plate is not None:
+            for trace in (model, guide):
+                as_one_plate(trace, self.plate)
         self.latents = [name for name, site in guide.nodes.items() if _is_latent(site)]
         for name in self.latents:
             # what the model leaves out has no place in log q either

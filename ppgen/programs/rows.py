@@ -89,6 +89,17 @@ def data_plate_of(model: poutine.Trace, rows: Rows | None) -> DataPlate | None:
     return None
 
 
+def as_one_plate(trace: poutine.Trace, plate: DataPlate) -> None:
+    """Gives all plates along the rows one name in a trace, so that what compares plates knows them for one."""
+    for site in _sites(trace) if len(plate.names) > 1 else ():
+        stack = site["cond_indep_stack"]
+        if any(frame.name in plate.names for frame in stack):
+            # a trace's own record of its site
+            site["cond_indep_stack"] = tuple(
+                frame._replace(name=plate.name) if frame.name in plate.names else frame for frame in stack
+            )
+
+
 def _length(site: Mapping[str, Any], frame: Any) -> int:
     """The length of a plate in a run; a plate without a size, whose size is -1, has that of its sites."""
     if frame.size != -1:
@@ -103,7 +114,7 @@ def _batch_shape(site: Mapping[str, Any]) -> torch.Size:
     return own
 
 
-def _sites(trace: poutine.Trace) -> list[Mapping[str, Any]]:
+def _sites(trace: poutine.Trace) -> list[Any]:
     return [
         site for site in trace.nodes.values() if site["type"] == "sample" and not poutine.util.site_is_subsample(site)
     ]
