@@ -5,15 +5,18 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.gradients import Cost, Draws, Plan, Spec, soft
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.programs import Batch, Joint, Program
+from ppgen.programs.scales import both_masks, without_mask
+from ppgen.programs.states import Along
 
 
 class ELBO(Objective):
@@ -219,15 +222,10 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     guide_before = joint.latents[: joint.latents.index(name)]
     if any(n in joint.latents and n not in guide_before for n in before[: before.index(name)]):
         return None
-    if q["mask"] is not p["mask"] or not _same_scale(q["scale"], p["scale"]):
+    if q["mask"] is not p["mask"] or not _alike(q["scale"], p["scale"]):
         return None
     relaxed = q["infer"].get(programs.DENSITY, soft) is not soft
-    if isinstance(_base(q["fn"]), dist.Delta) or relaxed:
-        return None
-    try:
-        with programs.in_full_precision():
-            terms = _per_dimension(q["fn"], p["fn"])
-    except NotImplementedError:
+    if relaxed or (terms := _terms_of(q["fn"], p["fn"])) is None:
         return None
     rank = terms.dim() - 1
     scale = q["scale"].unsqueeze(-1) if isinstance(q["scale"], Tensor) and q["scale"].dim() else q["scale"]
@@ -236,13 +234,37 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
     return scaled
 
 
-def _same_scale(one: object, two: object) -> bool:
+def _terms_of(q: Any, p: Any) -> Tensor | None:
+    """The divergence of two distributions, with the event dimensions last; None if torch does not know it."""
+    if isinstance(q, Along) and isinstance(p, Along):
+        parts = [None if None in pair else _terms_of(*pair) for pair in zip(q.parts, p.parts, strict=True)]
+        known = [part for part in parts if part is not None]
+        return q.stacked(known) if len(known) == len(parts) else None
+    if not _alike(_mask(q), _mask(p)) or isinstance(_base(q), dist.Delta):
+        return None
+    try:
+        with programs.in_full_precision():
+            terms = _per_dimension(without_mask(q), without_mask(p))
+    except NotImplementedError:
+        return None
+    return torch.zeros_like(terms) if _mask(q) is False else terms
+
+
+def _mask(fn: Any) -> Any:
+    """Returns the mask of a distribution itself (``.mask``); one that masks nothing counts as none."""
+    mask: Any = True
+    while isinstance(fn, dist.MaskedDistribution):
+        mask, fn = both_masks(mask, fn._mask), fn.base_dist
+    return mask
+
+
+def _alike(one: object, two: object) -> bool:
     # tensors are not compared by value, which would stop tracing
     return one is two or (not isinstance(one, Tensor) and not isinstance(two, Tensor) and one == two)
 
 
 def _base(fn: object) -> object:
-    while isinstance(fn, (Independent, dist.MaskedDistribution)):
+    while isinstance(fn, (Independent, dist.MaskedDistribution, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
 
@@ -257,12 +279,19 @@ def _per_dimension(q: dist.Distribution, p: dist.Distribution) -> Tensor:
 
 
 def _kl(q: dist.Distribution, p: dist.Distribution) -> Tensor:
-    # torch's own of discrete distributions takes no shapes that broadcast
+    # torch's own of discrete distributions takes no shapes that broadcast, and has no gradient at a probability of 0
     if isinstance(q, torch.distributions.Bernoulli) and isinstance(p, torch.distributions.Bernoulli):
-        difference = softplus(p.logits) - softplus(q.logits)
-        return q.logits.sigmoid() * (q.logits - p.logits) + difference
+        one, zero = (_states_kl(logsigmoid(sign * q.logits), logsigmoid(sign * p.logits)) for sign in (1, -1))
+        return one + zero
     categorical = (torch.distributions.OneHotCategorical, torch.distributions.Categorical)
     if isinstance(q, categorical) and isinstance(p, categorical):
-        return (q.logits.exp() * (q.logits - p.logits)).sum(-1)
+        return _states_kl(q.logits, p.logits).sum(-1)
     divergence: Tensor = kl_divergence(q, p)
     return divergence
+
+
+def _states_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """What each state adds to a divergence: nothing if it has no probability, whatever that of the other is."""
+    difference = log_q - log_p
+    probability = log_q.exp()
+    return probability * torch.where(probability > 0, difference, torch.zeros_like(difference))

@@ -14,7 +14,8 @@ from torch import Tensor
 from ppgen.errors import ConfigError
 from ppgen.programs.marginals import Summed, sum_out
 from ppgen.programs.rows import Rows, as_one_plate, data_plate_of, guessed, rows_of_guide
-from ppgen.programs.scales import both_masks
+from ppgen.programs.scales import both_masks, without_mask
+from ppgen.programs.states import States
 
 PARTICLES = "ppgen_particles"
 LOCAL_PARTICLES = "ppgen_local_particles"
@@ -36,6 +37,11 @@ def frames(site: Mapping[str, Any]) -> frozenset[str]:
 
 def _is_enumerated(site: Mapping[str, Any]) -> bool:
     return site["type"] == "sample" and site["infer"].get("_enumerate_dim") is not None
+
+
+def _summed(model: poutine.Trace, guide: poutine.Trace) -> tuple[list[Summed], frozenset[str]]:
+    only = [name for name, site in model.nodes.items() if _is_enumerated(site) and name not in guide.nodes]
+    return sum_out(model, guide, only) if only else ([], frozenset())
 
 
 def _is_latent(site: Mapping[str, Any]) -> bool:
@@ -83,11 +89,19 @@ class Joint:
         observed: sites of the model that are observed, without those that went into `summed`.
         factors: factors of the guide, a part of log q.
         enumerated: the dimension of each enumerated site of the guide.
+        states: how probable the states of these sites are.
         summed: log sums over discrete sites that only the model has, with the plates that each lies in.
         absorbed: sites of the model that went into `summed`.
     """
 
-    def __init__(self, model: poutine.Trace, guide: poutine.Trace, layout: "Layout") -> None:
+    def __init__(
+        self,
+        model: poutine.Trace,
+        guide: poutine.Trace,
+        layout: "Layout",
+        *,
+        summed: tuple[list[Summed], frozenset[str]] | None = None,
+    ) -> None:
         self.model = model
         self.guide = guide
         self.layout = layout
@@ -102,10 +116,7 @@ class Joint:
             # what the model leaves out has no place in log q either
             if node := model.nodes.get(name) or model.nodes.get(name.removesuffix(UNCONSTRAINED)):
                 guide.nodes[name]["mask"] = both_masks(guide.nodes[name]["mask"], node["mask"])
-        self.summed: list[Summed] = []
-        self.absorbed: frozenset[str] = frozenset()
-        if only := [name for name, site in model.nodes.items() if _is_enumerated(site) and name not in guide.nodes]:
-            self.summed, self.absorbed = sum_out(model, guide, only)
+        self.summed, self.absorbed = _summed(model, guide) if summed is None else summed
         self.observed = [
             n for n, s in model.nodes.items() if s["type"] == "sample" and s["is_observed"] and n not in self.absorbed
         ]
@@ -118,6 +129,7 @@ class Joint:
             for name in self.latents
             if _is_enumerated(guide.nodes[name])
         }
+        self.states = States(self.enumerated, {name: log_prob_of_states(guide.nodes[name]) for name in self.enumerated})
 
     @property
     def nesting(self) -> int:
@@ -157,13 +169,16 @@ class Joint:
             term: one of its quantities.
             keep: enumerated dimensions, counted from the right, that are left as they are.
         """
-        self.require_states(self.node(site), term.shape)
+        node = self.node(site)
+        self.require_states(node, term.shape)
         if not self.enumerated:
             return term
-        weights = self.probabilities(site, term, keep=keep)
-        term = term if weights is None else weights * term
-        rank = self.layout.rank
-        dims = tuple(d for d in range(-term.dim(), -rank) if d not in keep)
+        self._depended(node, term, keep)
+        weights = self.states.marginal(node["name"], self.states.varied(term, keep=keep), keep=keep)
+        if weights is not None:
+            # a state without probability may have a term without a value
+            term = weights * torch.where(weights > 0, term, torch.zeros_like(term))
+        dims = tuple(d for d in range(-term.dim(), -self.layout.rank) if d not in keep)
         return term.sum(dims, keepdim=bool(keep)) if dims else term
 
     def probabilities(
@@ -171,29 +186,23 @@ class Joint:
     ) -> Tensor | None:
         """Returns the guide's probability of every joint state of the enumerated sites that a term depends on.
 
-        Those of the dimensions to keep are left out. None if it depends on none.
+        Directly, or through the probabilities of others. Those of the dimensions to keep are left out. None if it
+        depends on none.
         """
-        node = self.node(site)
-        own = frames(node)
-        chosen: dict[str, Tensor] = {}
-        pending = [term]
-        while pending:
-            tensor = pending.pop()
-            for state, dim in self.enumerated.items():
-                if state in chosen or dim in keep or tensor.dim() < -dim or tensor.shape[dim] == 1:
-                    continue
-                if outside := frames(self.guide.nodes[state]) - own:
-                    raise ConfigError(
-                        f"site '{node['name']}' depends on the enumerated site '{state}' from outside its plate"
-                        f" '{min(outside)}': the sum has one term for every joint state; put '{node['name']}' inside"
-                        " the plate"
-                    )
-                chosen[state] = log_prob_of(self.guide.nodes[state])
-                pending.append(chosen[state])
-        total: Tensor | None = None
-        for log_prob in chosen.values():
-            total = log_prob if total is None else total + log_prob
-        return None if total is None else total.exp()
+        log_probs = [self.states.log_probs[name] for name in self._depended(self.node(site), term, keep)]
+        return sum(log_probs[1:], log_probs[0]).exp() if log_probs else None
+
+    def _depended(self, node: Mapping[str, Any], term: Tensor, keep: Collection[int]) -> list[str]:
+        """Returns the enumerated sites that a term depends on; it has to lie in all their plates."""
+        found = self.states.depended(term, keep=keep)
+        for state in found:
+            if outside := frames(self.guide.nodes[state]) - frames(node):
+                raise ConfigError(
+                    f"site '{node['name']}' depends on the enumerated site '{state}' from outside its plate"
+                    f" '{min(outside)}': the sum has one term for every joint state; put '{node['name']}' inside"
+                    " the plate"
+                )
+        return found
 
     def node(self, site: str | Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the site of that name: of the model if it has it, else of the guide."""
@@ -312,6 +321,11 @@ def log_prob_of(site: Mapping[str, Any]) -> Tensor:
     with in_full_precision():
         log_prob: Tensor = fn.log_prob(site["value"], *site["args"], **site["kwargs"])
     return log_prob
+
+
+def log_prob_of_states(site: Mapping[str, Any]) -> Tensor:
+    """Returns the log probability of every state of an enumerated site, those of masked rows as well."""
+    return log_prob_of({**site, "fn": without_mask(site["fn"])})
 
 
 def in_full_precision() -> contextlib.AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
 from ppgen.errors import ConfigError
+from ppgen.programs.scales import without_mask
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ def sum_out(model: poutine.Trace, guide: poutine.Trace, only: Sequence[str]) -> 
     References:
         Obermeyer et al., 2019, arXiv:1902.03210.
     """
+    for name in only:
+        # a masked site that is summed keeps its probabilities, so that their sum is 1 and not their number
+        model.nodes[name]["fn"] = without_mask(model.nodes[name]["fn"])
     with torch._C.DisableTorchFunction():
         model.compute_log_prob(site_filter=_is_plain)
     model.pack_tensors(_symbols(guide))
@@ -56,7 +60,6 @@ def sum_out(model: poutine.Trace, guide: poutine.Trace, only: Sequence[str]) -> 
         if dims.isdisjoint(log_prob._pyro_dims):
             continue
         ordinal = frozenset(model.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        # a masked site that is summed keeps its probabilities, so that their sum is 1 and not their number
         mask = None if name in only else site["packed"]["mask"]
         factors.setdefault(ordinal, []).append(packed.scale_and_mask(log_prob, mask=mask))
         nodes[ordinal] = site

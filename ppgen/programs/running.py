@@ -7,7 +7,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ppgen.programs.joint import (
     scaled,
 )
 from ppgen.programs.matching import require_match, require_same_sites
+from ppgen.programs.paths import along_paths
 from ppgen.programs.rows import (
     DataPlate,
     Structure,
@@ -33,6 +33,7 @@ from ppgen.programs.rows import (
     rows_of_guide,
 )
 from ppgen.programs.support import require_support
+from ppgen.programs.states import Chosen, Paths
 
 Enumerated = bool | Collection[str]
 """Which discrete sites of the guide are enumerated: all, none, or those of these names."""
@@ -88,19 +89,21 @@ def run(
     columns = {k: v for k, v in batch.items() if k not in labels} if labels else batch
     inference = poutine.condition(guide, data=dict(labels)) if labels else guide
     layout = Layout(structure.nesting, particles, local_particles, versions, structure.rows)
-    generative = model
     handler = sampler(layout) if sampler else None
-    # outermost, so that it sees sites as all plates leave them; the model replays what it drew
-    with handler or contextlib.nullcontext(), particle_plates(layout):
-        if enumerate_discrete:
-            inference = poutine.enum(_configured(inference, enumerate_discrete), first_available_dim=-1 - layout.rank)
-            generative = poutine.enum(config_enumerate(model, default="parallel"))
-        args, kwargs = arguments(guide, columns)
-        guide_trace = poutine.trace(inference).get_trace(*args, **kwargs)
-        args, kwargs = arguments(model, batch)
-        model_trace = poutine.trace(poutine.replay(generative, trace=guide_trace)).get_trace(*args, **kwargs)
-    # only now: subsample indices drawn by the guide had to reach the model
-    joint = Joint(prune(model_trace), prune(guide_trace), layout)
+    joints, paths = list[Joint](), Paths()
+    while not joints or paths.advance():
+        # outermost, so that it sees sites as all plates leave them; the model replays what it drew
+        with handler or contextlib.nullcontext(), particle_plates(layout):
+            pair = _enumerating(model, inference, enumerate_discrete, layout.rank, paths)
+            guide_trace, model_trace = traces_of(*pair, batch, columns)
+        # only now: subsample indices drawn by the guide had to reach the model
+        joints.append(Joint(prune(model_trace), prune(guide_trace), layout))
+    if paths.names and versions > 1:
+        raise ConfigError(
+            f"site '{paths.names[0]}' is enumerated sequentially, one run a state, and control variates need all of"
+            ' them in one run: mark it "parallel", or take another estimator for the other sites'
+        )
+    joint = along_paths(joints) if len(joints) > 1 else joints[0]
     if check:
         require_same_sites(joint)
     return joint
@@ -123,17 +126,14 @@ def particle_plates(layout: Layout) -> Iterator[None]:
         yield
 
 
-def _configured(program: Program, which: Enumerated) -> Program:
-    if which is True:
-        configured: Program = config_enumerate(program, default="parallel")
-        return configured
-    names = frozenset(which or ())
-
-    def choose(site: Any) -> dict[str, Any]:
-        return {"enumerate": "parallel"} if site["type"] == "sample" and site["name"] in names else {}
-
-    chosen: Program = poutine.infer_config(program, config_fn=choose)
-    return chosen
+def _enumerating(model: Program, guide: Program, which: Enumerated, rank: int, paths: Paths) -> tuple[Program, Program]:
+    """Returns model and guide such that discrete sites of the guide are enumerated, and those of the model alone."""
+    if not which:
+        return model, guide
+    names = None if which is True else frozenset(which)
+    drawn = Chosen(lambda name: names is None or name in names, rank=rank, paths=paths)
+    alone = Chosen(lambda name: name not in drawn.names, rank=rank)
+    return poutine.enum(alone(model)), poutine.enum(paths(drawn(guide)), first_available_dim=-1 - rank)
 
 
 def structure_of(model: Program, guide: Program, batch: Batch) -> Structure:
@@ -149,12 +149,18 @@ def structure_of(model: Program, guide: Program, batch: Batch) -> Structure:
     return Structure(plate_nesting(guide_trace, model_trace), rows)
 
 
-def traces_of(model: Program, guide: Program, batch: Batch) -> tuple[poutine.Trace, poutine.Trace]:
-    """Runs the guide, then the model on its draws, and returns both traces."""
-    args, kwargs = arguments(guide, batch)
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    args, kwargs = arguments(model, batch)
-    return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+def traces_of(
+    model: Program, guide: Program, batch: Batch, columns: Batch = None
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Runs the guide, on ``columns`` if they are told apart from the batch, then the model on its draws."""
+    try:
+        args, kwargs = arguments(guide, batch if columns is None else columns)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        args, kwargs = arguments(model, batch)
+        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    except ConfigError as error:
+        # Pyro adds the shapes of all sites to what is raised within one
+        raise ConfigError(str(error).partition("\n")[0]) from error
 
 
 def data_plate(model: Program, batch: Batch) -> DataPlate | None:

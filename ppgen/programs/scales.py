@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from ppgen.errors import ConfigError
@@ -49,6 +50,13 @@ def both_masks(one: Any, other: Any) -> Any:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return torch.as_tensor(one) & torch.as_tensor(other)
     return bool(one and other)
+
+
+def without_mask(fn: Any) -> Any:
+    """Returns a distribution without its own mask (``.mask``)."""
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def of_rows(scale: Scale, nesting: int, dim: int) -> Scale:

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program
-from ppgen.programs.joint import LOCAL_PARTICLES, PARTICLES, Joint, frames, log_prob_of
+from ppgen.programs.joint import LOCAL_PARTICLES, PARTICLES, Joint, frames, log_prob_of, log_prob_of_states
 from ppgen.programs.matching import require_match
 from ppgen.programs.rows import DataPlate, Structure
 from ppgen.programs.running import Enumerated, run
 from ppgen.programs.scales import Scale, is_scaled, of_rows, own_scale, plate_scale, require_one_scale
+from ppgen.programs.states import require_size
 
 logger = logging.getLogger("ppgen")
+
+_NEVER, _NOTHING = -1e38, -1e30
+"""The log probability, and the log weight, of what is impossible: unlike infinities they can be subtracted."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,18 @@ def weights_of(joint: Joint, *, scaled: bool = False) -> Weights:
             local.append(joint.sum_inner_plates(term))
         else:
             global_.append(joint.reduce_plates(node, term))
+    require_size("the weight of a row", torch.broadcast_shapes(*(term.shape for term in local)), joint.layout.rank)
     rows = joint.plate.rows if joint.plate else 0
     states = [joint.padded(_of_states(joint.guide.nodes[name])) for name in joint.enumerated]
+    log_w, log_q = sum(local[2:], local[1]) if local[1:] else local[0], None
+    if states:
+        found = sum(states[1:], states[0]).clamp(min=_NEVER)
+        # a state without probability has no weight either
+        log_w = torch.where(found > _NEVER, log_w, torch.full_like(log_w, _NOTHING))
+        log_q = joint.collapsed(found, rows)
     return Weights(
-        local=joint.collapsed(sum(local[2:], local[1]) if local[1:] else local[0], rows),
-        log_q=joint.collapsed(sum(states[1:], states[0]), rows) if states else None,
+        local=joint.collapsed(log_w, rows),
+        log_q=log_q,
         global_=(sum(global_[2:], global_[1]) if global_[1:] else global_[0]).expand(joint.layout.particles),
         plate=joint.plate,
         row_scale=1.0 if row_scale is None else row_scale,
@@ -167,7 +178,7 @@ def report_scales(joint: Joint) -> None:
 
 def _of_states(site: Mapping[str, Any]) -> Tensor:
     """The log probability of each state; in rows that do not count, no function of parameters."""
-    log_prob, mask = log_prob_of(site), site["mask"]
+    log_prob, mask = log_prob_of_states(site), site["mask"]
     return torch.where(mask, log_prob, log_prob.detach()) if isinstance(mask, Tensor) else log_prob
 
 
