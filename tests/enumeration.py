@@ -46,7 +46,7 @@ def paths(model: Any, guide: Any, batch: Any, states: States, *, of_model: State
             totals.append(_total(model_trace))
         yield Path(
             sum((_log_prob(guide_trace.nodes[name]) for name in states), torch.zeros(())),
-            torch.stack(totals).logsumexp(0),
+            torch.stack(totals).logsumexp(0) if of_model else totals[0],
             _total(guide_trace),
         )
 
@@ -104,4 +104,10 @@ def elbo(found: Sequence[Path]) -> Tensor:
 
 def evidence(found: Sequence[Path]) -> Tensor:
     """The log of the sum of all weights of every row, where the guide has no continuous site."""
-    return torch.stack([path.log_p for path in found if bool((path.log_probability > -math.inf).all())]).logsumexp(0)
+    weights = []
+    for path in found:
+        possible = path.log_probability > -math.inf
+        # where the guide's sites are not masked, their probability is log q, and nothing is left of it
+        rest = torch.where(possible, path.log_probability - path.log_q, torch.zeros(()))
+        weights.append(torch.where(possible, path.log_p + rest, -math.inf))
+    return torch.stack(weights).logsumexp(0)

@@ -205,10 +205,11 @@ class Bound(Objective):
         size, scale = _units(weights)
         coefficients = self.reduction.coefficients(weights.local, weights.log_q).detach()
         log_w, states = weights.local, torch.zeros(())
-        if (log_q := weights.log_q) is not None:
-            log_w = log_w + log_q - log_q.detach()
+        if (counted := weights.counted) is not None:
+            log_w = log_w + counted - counted.detach()
             # the bound as a function of the states' probabilities alone
-            states = (weights.row_scale * self.reduction(log_w.detach() + log_q.detach() - log_q, log_q)).sum()
+            of_states = self.reduction(log_w.detach() + counted.detach() - counted, weights.log_q)
+            states = (weights.row_scale * of_states).sum()
         linear = scale * ((weights.row_scale * coefficients * log_w).sum() + states) + weights.global_.sum()
         value = self._loss(weights, self.reduction).detach()
         return value - (linear - linear.detach()) / (self.outer * size)

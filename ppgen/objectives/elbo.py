@@ -15,7 +15,7 @@ from ppgen.errors import ConfigError
 from ppgen.gradients import Cost, Draws, Plan, Spec, soft
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.programs import Batch, Joint, Program
-from ppgen.programs.scales import both_masks, without_mask
+from ppgen.programs.scales import own_mask, without_mask
 from ppgen.programs.states import Along
 
 
@@ -236,26 +236,19 @@ def analytic_kl(joint: Joint, name: str) -> Tensor | None:
 
 def _terms_of(q: Any, p: Any) -> Tensor | None:
     """The divergence of two distributions, with the event dimensions last; None if torch does not know it."""
-    if isinstance(q, Along) and isinstance(p, Along):
-        parts = [None if None in pair else _terms_of(*pair) for pair in zip(q.parts, p.parts, strict=True)]
+    if isinstance(p, Along):
+        ones = q.parts if isinstance(q, Along) else [q] * len(p.parts)
+        parts = [None if None in pair else _terms_of(*pair) for pair in zip(ones, p.parts, strict=True)]
         known = [part for part in parts if part is not None]
-        return q.stacked(known) if len(known) == len(parts) else None
-    if not _alike(_mask(q), _mask(p)) or isinstance(_base(q), dist.Delta):
+        return p.stacked(known) if len(known) == len(parts) else None
+    if not _alike(own_mask(q), own_mask(p)) or isinstance(_base(q), dist.Delta):
         return None
     try:
         with programs.in_full_precision():
             terms = _per_dimension(without_mask(q), without_mask(p))
     except NotImplementedError:
         return None
-    return torch.zeros_like(terms) if _mask(q) is False else terms
-
-
-def _mask(fn: Any) -> Any:
-    """Returns the mask of a distribution itself (``.mask``); one that masks nothing counts as none."""
-    mask: Any = True
-    while isinstance(fn, dist.MaskedDistribution):
-        mask, fn = both_masks(mask, fn._mask), fn.base_dist
-    return mask
+    return torch.zeros_like(terms) if own_mask(q) is False else terms
 
 
 def _alike(one: object, two: object) -> bool:

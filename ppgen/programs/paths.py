@@ -1,6 +1,7 @@
 """Several runs of a pair, one for each state of sites that are enumerated one run at a time, as one run."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,9 @@ from pyro import poutine
 from torch import Tensor
 
 from ppgen.errors import ConfigError
-from ppgen.programs.joint import Joint, frames, log_prob_of
+from ppgen.programs.joint import Joint, frames, log_prob_of, log_prob_of_states
 from ppgen.programs.marginals import Summed
+from ppgen.programs.scales import both_masks, own_mask
 from ppgen.programs.states import STATE, Along, stacked
 
 
@@ -24,7 +26,9 @@ def along_paths(joints: Sequence[Joint]) -> Joint:
     terms = [log_prob_of(s) for traces in roles for t in traces for s in t.nodes.values() if s["type"] == "sample"]
     terms += [summed.unscaled for joint in joints for summed in joint.summed]
     rank = max(joints[0].layout.rank, *(term.dim() for term in terms))
-    model, guide = (_merged(traces, plates, rank) for traces in roles)
+    first = next(name for name, site in joints[0].guide.nodes.items() if STATE in site.get("infer", {}))
+    names = list(joints[0].guide.nodes)
+    model, guide = _merged(roles[0], plates, rank), _merged(roles[1], plates, rank, shared=names[: names.index(first)])
     return Joint(model, guide, joints[0].layout, summed=_sums(joints, plates, rank))
 
 
@@ -40,35 +44,45 @@ def _plates(joints: Sequence[Joint]) -> frozenset[str]:
     return frames(first)
 
 
-def _merged(traces: Sequence[poutine.Trace], plates: frozenset[str], rank: int) -> poutine.Trace:
+def _merged(
+    traces: Sequence[poutine.Trace], plates: frozenset[str], rank: int, *, shared: Collection[str] = ()
+) -> poutine.Trace:
     whole = poutine.Trace()
     for name in dict.fromkeys(name for trace in traces for name in trace.nodes):
         sites = [trace.nodes.get(name) for trace in traces]
         node = dict(next(site for site in sites if site is not None))
-        if node["type"] == "sample" and plates <= frames(node):
-            node = _along(node, sites, rank)
-        elif node["type"] == "sample":
-            _require_shared(node, sites)
+        if node["type"] == "sample" and name not in shared:
+            if plates <= frames(node):
+                node = _along(node, sites, rank)
+            else:
+                _require_shared(node, sites)
         whole.add_node(name, **node)
     return whole
 
 
 def _along(node: dict[str, Any], sites: Sequence[Mapping[str, Any] | None], rank: int) -> dict[str, Any]:
-    terms = [0.0 if site is None else log_prob_of(site) for site in sites]
+    # what a distribution masks itself is masked by the site instead, so that its states keep their probabilities
+    terms = [None if site is None else log_prob_of_states(site) for site in sites]
+    absent = _absent(node["infer"], next(term for term in terms if term is not None))
     parts = [None if site is None else site["fn"] for site in sites]
-    present = [site for site in sites if site is not None]
     infer = {key: value for key, value in node["infer"].items() if key != "ppgen_density"}
     if STATE in infer:
         infer["_enumerate_dim"] = -1 - rank
-    filled = [present[0] if site is None else site for site in sites]
+    masks = [False if site is None else both_masks(site["mask"], own_mask(site["fn"])) for site in sites]
     return node | {
-        "fn": Along(parts, stacked(terms, rank)),
+        "fn": Along(parts, stacked([absent if term is None else term for term in terms], rank)),
         "args": (),
         "kwargs": {},
         "infer": infer,
-        "mask": _common([site["mask"] for site in filled], rank),
-        "scale": _common([site["scale"] for site in filled], rank),
+        "mask": _common(masks, rank),
+        "scale": _common([(site or node)["scale"] for site in sites], rank),
     }
+
+
+def _absent(infer: Mapping[str, Any], term: Tensor) -> float:
+    """The log probability of each state of a site in a run that lacks it, of which together there is one."""
+    dim = infer.get("_enumerate_dim")
+    return 0.0 if dim is None else -math.log(term.shape[dim])
 
 
 def _common(values: Sequence[Any], rank: int) -> Any:

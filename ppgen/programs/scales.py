@@ -59,6 +59,14 @@ def without_mask(fn: Any) -> Any:
     return fn
 
 
+def own_mask(fn: Any) -> Any:
+    """Returns the mask of a distribution itself; None if it masks nothing."""
+    mask: Any = None
+    while isinstance(fn, MaskedDistribution):
+        mask, fn = both_masks(mask, None if fn._mask is True else fn._mask), fn.base_dist
+    return mask
+
+
 def of_rows(scale: Scale, nesting: int, dim: int) -> Scale:
     """Returns the scale of each row, ``(rows,)``, of a scale in the dimensions of plates; a number stays."""
     if not isinstance(scale, Tensor) or not scale.dim():

@@ -36,6 +36,7 @@ class Weights:
         global_: ``(particles,)``.
         plate: the data plate, None if the program has none (all terms are then global).
         row_scale: what the program scales rows by (``poutine.scale``): a number or ``(batch,)``.
+        counted: ``log_q``, as a function of parameters only where it is a part of ``local``: masked states are not.
     """
 
     local: Tensor
@@ -43,6 +44,7 @@ class Weights:
     global_: Tensor
     plate: DataPlate | None
     row_scale: Scale = 1.0
+    counted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,19 +89,18 @@ def weights_of(joint: Joint, *, scaled: bool = False) -> Weights:
             global_.append(joint.reduce_plates(node, term))
     require_size("the weight of a row", torch.broadcast_shapes(*(term.shape for term in local)), joint.layout.rank)
     rows = joint.plate.rows if joint.plate else 0
-    states = [joint.padded(_of_states(joint.guide.nodes[name])) for name in joint.enumerated]
-    log_w, log_q = sum(local[2:], local[1]) if local[1:] else local[0], None
-    if states:
-        found = sum(states[1:], states[0]).clamp(min=_NEVER)
+    log_w, (log_q, counted) = sum(local[2:], local[1]) if local[1:] else local[0], _states(joint)
+    if log_q is not None and counted is not None:
         # a state without probability has no weight either
-        log_w = torch.where(found > _NEVER, log_w, torch.full_like(log_w, _NOTHING))
-        log_q = joint.collapsed(found, rows)
+        log_w = torch.where(log_q > _NEVER, log_w, torch.full_like(log_w, _NOTHING))
+        log_q, counted = joint.collapsed(log_q, rows), joint.collapsed(counted, rows)
     return Weights(
         local=joint.collapsed(log_w, rows),
         log_q=log_q,
         global_=(sum(global_[2:], global_[1]) if global_[1:] else global_[0]).expand(joint.layout.particles),
         plate=joint.plate,
         row_scale=1.0 if row_scale is None else row_scale,
+        counted=counted,
     )
 
 
@@ -176,10 +177,19 @@ def report_scales(joint: Joint) -> None:
         )
 
 
-def _of_states(site: Mapping[str, Any]) -> Tensor:
-    """The log probability of each state; in rows that do not count, no function of parameters."""
-    log_prob, mask = log_prob_of_states(site), site["mask"]
-    return torch.where(mask, log_prob, log_prob.detach()) if isinstance(mask, Tensor) else log_prob
+def _states(joint: Joint) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the log probability of each state, and the same as no function of parameters where it is masked."""
+    found, counted = [], []
+    for name in joint.enumerated:
+        log_prob, mask = log_prob_of_states(joint.guide.nodes[name]), joint.guide.nodes[name]["mask"]
+        found.append(joint.padded(log_prob))
+        if isinstance(mask, Tensor):
+            log_prob = torch.where(mask, log_prob, log_prob.detach())
+        counted.append(joint.padded(log_prob.detach() if mask is False else log_prob))
+    if not found:
+        return None, None
+    total, masked = (sum(terms[1:], terms[0]).clamp(min=_NEVER) for terms in (found, counted))
+    return total, masked
 
 
 def _require_local_states(joint: Joint) -> None:
