@@ -1,5 +1,6 @@
 """The evidence lower bound, sampled or with discrete sites summed exactly."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.programs import Batch, Joint, Program
 from ppgen.programs.scales import own_mask, without_mask
 from ppgen.programs.states import Along
+
+logger = logging.getLogger("ppgen")
 
 
 class ELBO(Objective):
@@ -65,6 +68,7 @@ class ELBO(Objective):
         self.particles = particles
         self.analytic_kl = analytic_kl
         self.plan = Plan(estimator)
+        self._late = frozenset[str]()
 
     @property
     def sums_out(self) -> bool:
@@ -74,6 +78,7 @@ class ELBO(Objective):
     def check(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
         """See `Objective.check`; estimators are chosen by what it finds."""
         joint = super().check(model, guide, batch, labels=labels)
+        self._late = _late_priors(model, guide, batch) if self.analytic_kl and labels is None else self._late
         self.plan.prepare(
             joint,
             lambda: programs.dependencies(model, guide, batch),
@@ -157,7 +162,7 @@ class ELBO(Objective):
 
     def _divergence(self, joint: Joint, name: str, weight: Tensor | float) -> Cost:
         node = joint.node(name)
-        if self.analytic_kl and (terms := analytic_kl(joint, name)) is not None:
+        if (terms := self._closed_form(joint, name)) is not None:
             return Cost((name,), node, weight * terms.sum(-1))
         log_q = joint.log_q(name)
         log_p = joint.log_p(name) if joint.has_log_p(name) else torch.zeros(())
@@ -165,11 +170,14 @@ class ELBO(Objective):
             return Cost((name,), node, weight * (log_q - log_p), weight * (log_q.detach() - log_p))
         return Cost((name,), node, weight * (log_q - log_p))
 
+    def _closed_form(self, joint: Joint, name: str) -> Tensor | None:
+        return analytic_kl(joint, name) if self.analytic_kl and name not in self._late else None
+
     def _free(self, joint: Joint) -> Tensor:
         """The divergences, of which as much as is free does not count."""
         total = torch.zeros(())
         for name in joint.latents:
-            terms = analytic_kl(joint, name) if self.analytic_kl else None
+            terms = self._closed_form(joint, name)
             if terms is None:
                 parts = [joint.log_q(name) - (joint.log_p(name) if joint.has_log_p(name) else torch.zeros(()))]
             else:
@@ -196,6 +204,14 @@ class EnumeratedELBO(ELBO):
 
     def __init__(self, *, estimator: Spec = "enumerate", **options: Any) -> None:
         super().__init__(estimator=estimator, **options)
+
+
+def _late_priors(model: Program, guide: Program, batch: Batch) -> frozenset[str]:
+    try:
+        return programs.late_priors(model, guide, batch)
+    except Exception as error:  # a user's program may not bear tensors that are followed
+        logger.debug("no provenance of priors: %s", error)
+        return frozenset()
 
 
 def _count(joint: Joint, name: str) -> float:
@@ -279,7 +295,9 @@ def _kl(q: dist.Distribution, p: dist.Distribution) -> Tensor:
     categorical = (torch.distributions.OneHotCategorical, torch.distributions.Categorical)
     if isinstance(q, categorical) and isinstance(p, categorical):
         return _states_kl(q.logits, p.logits).sum(-1)
-    divergence: Tensor = kl_divergence(q, p)
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    # nor do others, whose support is bounded
+    divergence: Tensor = kl_divergence(*(one if one.batch_shape == shape else one.expand(shape) for one in (q, p)))
     return divergence
 
 

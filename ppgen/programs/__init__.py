@@ -7,6 +7,8 @@ only package that knows Pyro's effect handlers.
 
 from ppgen.programs.calling import Batch, Call, Program, arguments, call, report_unused_columns
 from ppgen.programs.dependencies import dependencies
+from ppgen.programs.calling import Batch, Program, arguments, call, report_unused_columns
+from ppgen.programs.dependencies import dependencies, late_priors
 from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
 from ppgen.programs.joint import DENSITY, Joint, frames, in_full_precision, log_prob_of
@@ -81,6 +83,7 @@ __all__ = [
     "in_full_precision",
     "infer",
     "label_log_probs",
+    "late_priors",
     "leaves",
     "log_prob_of",
     "log_weights",
