@@ -6,8 +6,6 @@ only package that knows Pyro's effect handlers.
 """
 
 from ppgen.programs.calling import Batch, Call, Program, arguments, call, report_unused_columns
-from ppgen.programs.dependencies import dependencies
-from ppgen.programs.calling import Batch, Program, arguments, call, report_unused_columns
 from ppgen.programs.dependencies import dependencies, late_priors
 from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template

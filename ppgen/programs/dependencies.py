@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import prune
+from ppgen.programs.tracing import traced
 
 
 class _Tracked(Messenger):
@@ -62,9 +63,9 @@ def _unrecorded() -> Iterator[None]:
 def _tracked(model: Program, guide: Program, batch: Batch) -> tuple[poutine.Trace, poutine.Trace]:
     args, kwargs = arguments(guide, batch)
     with _Tracked():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = traced(guide, args, kwargs)
     args, kwargs = arguments(model, batch)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    model_trace = traced(poutine.replay(model, trace=guide_trace), args, kwargs)
     return prune(guide_trace), prune(model_trace)
 
 

@@ -13,6 +13,7 @@ from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import prune
 from ppgen.programs.parameters import quiet
 from ppgen.programs.sites import is_named, plated_value
+from ppgen.programs.tracing import traced
 
 PROBABILITIES = "_probabilities"
 """Ends the name of the features of a site of unordered categories."""
@@ -75,7 +76,7 @@ def encode(guide: Program, batch: Batch) -> dict[str, Tensor]:
     """
     args, kwargs = arguments(guide, batch)
     with torch.no_grad(), quiet(), _AtMeans():
-        nodes = prune(poutine.trace(guide).get_trace(*args, **kwargs)).nodes
+        nodes = prune(traced(guide, args, kwargs)).nodes
     found = {}
     for name, site in nodes.items():
         if not _is_feature(site):

@@ -12,6 +12,7 @@ from ppgen.programs.calling import Batch, Call, Program, arguments
 from ppgen.programs.joint import prune
 from ppgen.programs.parameters import quiet
 from ppgen.programs.sites import is_factor, is_named, unobserved
+from ppgen.programs.tracing import traced
 from ppgen.streams import has_rows
 
 
@@ -31,7 +32,7 @@ def template(batch: Batch, rows: int) -> Any:
 
 def _draws(trace: poutine.Trace, sites: Iterable[str], *, mean: Iterable[str] = ()) -> dict[str, Tensor]:
     nodes, means = trace.nodes, set(mean)
-    return {name: _mean(nodes[name]) if name in means else nodes[name]["value"] for name in sites}
+    return {name: (_mean(nodes[name]) if name in means else nodes[name]["value"]).detach() for name in sites}
 
 
 def _mean(site: Mapping[str, Any]) -> Tensor:
@@ -76,7 +77,7 @@ def generate(
     program = poutine.condition(program, data=dict(given)) if given else program
     args, kwargs = arguments(model, batch)
     with torch.no_grad(), quiet():
-        trace = poutine.trace(program).get_trace(*args, **kwargs)
+        trace = traced(program, args, kwargs)
         return _draws(trace, _sites(trace), mean=mean)
 
 
@@ -84,7 +85,7 @@ def posterior(guide: Program, batch: Batch) -> dict[str, Tensor]:
     """Draws the latent sites of the guide for the rows of ``batch``."""
     args, kwargs = arguments(guide, batch)
     with torch.no_grad(), quiet():
-        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = traced(guide, args, kwargs)
         return _draws(trace, (name for name in _sites(trace) if not trace.nodes[name]["is_observed"]))
 
 
@@ -92,13 +93,13 @@ def reconstruct(model: Program, guide: Program, batch: Batch, *, mean: Iterable[
     """Draws the latents from the guide, then the observed sites of the model given them (posterior predictive)."""
     args, kwargs = arguments(guide, batch)
     with torch.no_grad(), quiet():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = traced(guide, args, kwargs)
         args, kwargs = arguments(model, batch)
         # a guide that runs its model observes the data as well
         for name in [name for name, site in guide_trace.nodes.items() if site.get("is_observed")]:
             guide_trace.remove_node(name)
         program = poutine.replay(unobserved(model), trace=guide_trace)
-        trace = poutine.trace(program).get_trace(*args, **kwargs)
+        trace = traced(program, args, kwargs)
         return _draws(trace, _sites(trace), mean=mean)
 
 
@@ -113,12 +114,13 @@ def label_log_probs(guide: Program, batch: Batch, site: str = "y") -> Tensor:
     """
     args, kwargs = arguments(guide, batch)
     with torch.no_grad(), quiet():
-        trace = prune(poutine.trace(guide).get_trace(*args, **kwargs))
+        trace = prune(traced(guide, args, kwargs))
     node = trace.nodes.get(site)
     if node is None or node["type"] != "sample" or node["is_observed"] or not node["fn"].has_enumerate_support:
         raise ConfigError(f"the guide has no discrete site '{site}'")
     fn = node["fn"]
     if fn.event_shape or len(fn.batch_shape) != 1:
         raise ConfigError(f"expected site '{site}' of the guide to have one value a row; got {tuple(fn.shape())}")
-    log_probs: Tensor = fn.log_prob(fn.enumerate_support(expand=False)).movedim(0, -1)
+    with torch.no_grad():
+        log_probs: Tensor = fn.log_prob(fn.enumerate_support(expand=False)).movedim(0, -1)
     return log_probs

@@ -16,6 +16,7 @@ from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import PARTICLES, Joint, Layout, prune
 from ppgen.programs.rows import plate_nesting
 from ppgen.programs.sites import is_factor, is_named, unobserved
+from ppgen.programs.tracing import traced
 
 
 class DetachedDraws(Messenger):
@@ -47,7 +48,7 @@ def dream(model: Program, guide: Program, batch: Batch) -> Joint:
     """
     args, kwargs = arguments(model, batch)
     with torch.no_grad():
-        model_trace = poutine.trace(unobserved(model)).get_trace(*args, **kwargs)
+        model_trace = traced(unobserved(model), args, kwargs)
     for site in model_trace.nodes.values():
         if site["type"] == "sample" and site["infer"].get("was_observed"):
             site["is_observed"] = True
@@ -87,7 +88,7 @@ def _trace_at(program: Program, batch: Batch, values: Mapping[str, Tensor]) -> p
     for name, value in values.items():
         given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
     args, kwargs = arguments(program, batch)
-    return poutine.trace(poutine.replay(program, trace=given)).get_trace(*args, **kwargs)
+    return traced(poutine.replay(program, trace=given), args, kwargs)
 
 
 def _observed(trace: poutine.Trace) -> list[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.tracing import traced
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _lengths(batch: Batch) -> list[int]:
 
 def _trace(model: Program, batch: Batch) -> poutine.Trace:
     args, kwargs = arguments(model, batch)
-    return poutine.trace(model).get_trace(*args, **kwargs)
+    return traced(model, args, kwargs)
 
 
 def _following(one: poutine.Trace, two: poutine.Trace, length: int, other: int) -> Rows | None:

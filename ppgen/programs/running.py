@@ -32,8 +32,9 @@ from ppgen.programs.rows import (
     plate_nesting,
     rows_of_guide,
 )
-from ppgen.programs.support import require_support
 from ppgen.programs.states import Chosen, Paths
+from ppgen.programs.support import require_support
+from ppgen.programs.tracing import traced
 
 Enumerated = bool | Collection[str]
 """Which discrete sites of the guide are enumerated: all, none, or those of these names."""
@@ -155,9 +156,9 @@ def traces_of(
     """Runs the guide, on ``columns`` if they are told apart from the batch, then the model on its draws."""
     try:
         args, kwargs = arguments(guide, batch if columns is None else columns)
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = traced(guide, args, kwargs)
         args, kwargs = arguments(model, batch)
-        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        return guide_trace, traced(poutine.replay(model, trace=guide_trace), args, kwargs)
     except ConfigError as error:
         # Pyro adds the shapes of all sites to what is raised within one
         raise ConfigError(str(error).partition("\n")[0]) from error
@@ -167,7 +168,7 @@ def data_plate(model: Program, batch: Batch) -> DataPlate | None:
     """Returns the data plate of a model, by running it without moving any random stream."""
     args, kwargs = arguments(model, batch)
     with torch.random.fork_rng(devices=_devices()), torch.no_grad():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = traced(model, args, kwargs)
         return data_plate_of(trace, find_rows(model, batch, trace))
 
 

@@ -1,0 +1,36 @@
+"""One run of a program, with what it did at every site."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+
+from ppgen.programs.calling import Program
+
+
+def traced(program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> poutine.Trace:
+    """Returns the trace of a run; where derivatives are not recorded, programs may take some themselves all the same.
+
+    A Langevin step or the gradient of a decoder within a program fails then, so it is run again with derivatives
+    recorded, which are dropped from its draws.
+    """
+    if torch.is_grad_enabled():
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    try:
+        return poutine.trace(program).get_trace(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        trace = _recorded(program, args, kwargs, error)
+    trace.detach_()
+    return trace
+
+
+def _recorded(program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], error: RuntimeError) -> poutine.Trace:
+    try:
+        with torch.enable_grad():
+            return poutine.trace(program).get_trace(*args, **kwargs)
+    except Exception:
+        # what fails both ways has another reason
+        raise error from None
