@@ -78,9 +78,15 @@ def _probability(value: float) -> str:
 
 
 def _modes(found: Found) -> str:
-    share = f"{100 * found['high_quality']['value']:.1f} % near one, " if found["high_quality"] else ""
-    divergence = f"KL {found['divergence']:.3f} nats, of data {found['divergence_of_data']:.3f}"
-    return f"{found['covered']:,} of {found['total']:,}  ({share}{divergence}; {found['samples']:,} samples)"
+    covered = f"{found['covered']:,} of {found['total']:,}"
+    if "covered_of_data" not in found:  # as it was measured before the data's own figures stood beside
+        return f"{covered}  (KL {found['divergence']:.3f} nats; {found['samples']:,} samples)"
+    parts = [f"of data {found['covered_of_data']:,}"]
+    if found["high_quality"]:
+        near, of_data = found["high_quality"]["value"], found["high_quality_of_data"]
+        parts.append(f"{100 * near:.1f} % near one, of data {100 * of_data:.1f} %")
+    parts.append(f"KL {found['divergence']:.3f} nats, of data {found['divergence_of_data']:.3f}")
+    return f"{covered}  ({', '.join(parts)}; {found['samples']:,} samples)"
 
 
 def _proportion(found: Found) -> str:

@@ -10,7 +10,7 @@ import torch
 from ppgen.data import Dataset, load
 from ppgen.errors import DataError
 from ppgen.evaluation.classifier import Classifier, StackedClassifier, classifier_of
-from ppgen.evaluation.modes import Modes, has_known_modes, mode_coverage
+from ppgen.evaluation.modes import NEAR, SHARE, Modes, has_known_modes, mode_coverage
 
 real_data = pytest.mark.skipif(not os.environ.get("PPGEN_DATA"), reason="PPGEN_DATA is not set")
 
@@ -61,8 +61,10 @@ def test_modes_are_counted_as_by_hand() -> None:
     assert found.divergence == pytest.approx(math.log(8) - 1.5 * math.log(2), abs=0.05)
     assert found.as_dict() == {
         "covered": 2,
+        "covered_of_data": len(ring.test["y"][:4].unique()),
         "total": 8,
         "high_quality": found.high_quality.as_dict(),
+        "high_quality_of_data": 1.0,
         "divergence": found.divergence,
         "divergence_of_data": 7 / 8,
         "samples": 4,
@@ -88,6 +90,86 @@ def test_the_data_cover_their_modes_and_a_collapsed_generator_does_not(name: str
     blurred = mode_coverage(x[:2500] + 0.05 * torch.randn(2500, 2), data)
     assert blurred.high_quality is not None
     assert blurred.high_quality.high < whole.high_quality.low
+
+
+def three_gaussians(folder: Path, size: int, *, rows: int = 6_000, units: float = 1.0) -> Dataset:
+    """Three classes of unit Gaussians, 14 apart, in columns whose units differ by up to so much."""
+    random = np.random.default_rng(0)
+    y = np.arange(rows) % 3
+    x = random.standard_normal((rows, size))
+    x[:, :2] += np.array([[0.0, 0.0], [14.0, 0.0], [0.0, 14.0]])[y]
+    np.savez(folder / "own.npz", x=(x * np.geomspace(1, units, size)).astype(np.float32), y=y)
+    return load(folder / "own.npz")
+
+
+@pytest.mark.parametrize("units", [1.0, 1e4])
+@pytest.mark.parametrize("size", [2, 9, 20, 50])
+def test_as_many_rows_of_the_data_lie_near_in_any_number_of_dimensions(size: int, units: float, tmp_path: Path) -> None:
+    data = three_gaussians(tmp_path, size, units=units)
+    x, y = data.test["x"], data.test["y"]
+    assert has_known_modes(data)
+    whole = mode_coverage(x, data)
+    assert whole.high_quality is not None
+    assert whole.covered == whole.covered_of_data == whole.total == 3
+    assert whole.high_quality.value == whole.high_quality_of_data
+    assert abs(whole.high_quality.value - SHARE) / math.sqrt(SHARE * (1 - SHARE) / len(x)) < 4.5
+    # controls: a mode that is missing, draws that are wider, and draws of nothing
+    lost = mode_coverage(x[y != 1], data)
+    assert lost.covered == 2
+    assert lost.covered_of_data == 3
+    assert z_of(lost) > 100
+    centres = torch.stack([x[y == label].mean(0) for label in range(3)])[y]
+    wider = mode_coverage(centres + 2 * (x - centres), data)
+    assert wider.high_quality is not None
+    assert wider.high_quality.high < 0.75
+    assert mode_coverage(1e3 * x.abs() + 1e6 * x.std(0), data).covered == 0
+
+
+def test_the_rule_of_one_dimension_finds_no_row_of_the_data_in_many(tmp_path: Path) -> None:
+    """Control: three standard deviations of one dimension, about the centres of Gaussians of fifty."""
+    data = three_gaussians(tmp_path, 50)
+    x, y = data.test["x"], data.test["y"]
+    distances = torch.cat([(x[y == label] - x[y == label].mean(0)).norm(dim=1) for label in range(3)])
+    assert not (distances <= NEAR).any()
+
+
+@pytest.mark.parametrize(("name", "deviation"), [("ring", 0.01), ("grid", 0.05)])
+def test_in_the_plane_the_rule_is_that_of_three_deviations(name: str, deviation: float) -> None:
+    data = load(name)
+    x, y = data.train["x"].double(), data.train["y"]
+    centres = torch.stack([x[y == label].mean(0) for label in y.unique()])
+    for noise in (0.0, 0.5, 1.0, 2.0):
+        samples = data.test["x"][:2500] + noise * deviation * torch.randn(2500, 2)
+        found = mode_coverage(samples, data)
+        distances, nearest = torch.cdist(samples.double(), centres).min(1)
+        near = distances <= NEAR * deviation
+        assert found.high_quality is not None
+        assert found.high_quality.value == pytest.approx(float(near.double().mean()), abs=0.01)
+        assert found.covered == len(nearest[near].unique())
+
+
+def test_a_class_of_few_rows_takes_the_radius_of_all(tmp_path: Path) -> None:
+    few = load("ring", labels=80)
+    found = mode_coverage(few.test["x"][:2500], few)
+    assert found.covered == 8
+    assert found.high_quality is not None
+    assert 0.9 < found.high_quality.value == found.high_quality_of_data
+    one = three_gaussians(tmp_path, 2, rows=12)
+    assert mode_coverage(one.test["x"], one).total == 3
+
+
+def test_a_column_that_names_the_class_leaves_the_others_their_say(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    y = np.arange(3_000) % 3
+    x = np.concatenate([random.standard_normal((3_000, 4)), np.eye(3)[y], np.full((3_000, 1), 0.1)], 1)
+    np.savez(tmp_path / "own.npz", x=x.astype(np.float32), y=y)
+    data = load(tmp_path / "own.npz")
+    found = mode_coverage(data.test["x"], data)
+    assert found.covered == 3
+    assert found.high_quality_of_data == pytest.approx(SHARE, abs=0.02)
+    off = data.test["x"].clone()
+    off[:, 4:7] += 0.1
+    assert mode_coverage(off, data).covered == 0
 
 
 def test_points_without_spread_are_modes_too() -> None:
@@ -133,6 +215,7 @@ def test_stacked_images_cover_a_thousand_modes(stacks: Dataset, of_stacks: Stack
     x, y = stacks.test["x"], stacks.test["y"]
     whole = mode_coverage(x, stacks, classifier=of_stacks)
     assert (whole.covered, whole.total, whole.high_quality) == (1000, 1000, None)
+    assert (whole.covered_of_data, whole.high_quality_of_data) == (1000, None)
     assert whole.divergence < 1.2 * whole.floor  # a little more: the classifier errs, and 500 images are few
     collapsed = mode_coverage(x[y // 100 == 7], stacks, classifier=of_stacks)
     assert collapsed.covered < 150
