@@ -63,8 +63,9 @@ def noticed(records: Records) -> Collapse | None:
     """Returns what the last record shows to have gone wrong, unless an earlier one bears its name as "collapse".
 
     Args:
-        records: reports of a run from its first, as in ``metrics.jsonl``. Of its keys count "step", "spread", "modes",
-            "critic_accuracy", and "loss/PLAYER" and "gradient_norm/PLAYER" of those who play against the critic.
+        records: reports of a run from its first, as in ``metrics.jsonl``. Of its keys count "step", "spread", "modes"
+            (beside which "modes_of_data" is said), "critic_accuracy", and "loss/PLAYER" and "gradient_norm/PLAYER" of
+            those who play against the critic.
 
     Example:
         >>> records = [{"step": 100 * i, "spread": 0.02} for i in range(1, 15)]
@@ -85,7 +86,9 @@ def _modes_lost(records: Records) -> str:
     modes = _numbers(records, "modes")
     most = max(_finite(modes), default=0.0)
     if most >= FEWEST_MODES and all(number < LOST_SHARE * most for number in modes[-SHORT:]):
-        return f"{modes[-1]:.0f} of {most:.0f} modes that were covered are left"
+        of_data = records[-1].get("modes_of_data")
+        beside = "" if of_data is None else f"; as many rows of the data cover {of_data}"
+        return f"{modes[-1]:.0f} of {most:.0f} modes that were covered are left{beside}"
     spread = _numbers(records, "spread")
     if _all(_last(spread, PATIENCE), lambda s: s < LEAST_SPREAD):
         return f"samples lie {spread[-1]:.2g} times as far from one another as the data do"

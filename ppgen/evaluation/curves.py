@@ -14,7 +14,13 @@ Points = list[tuple[float, float]]
 
 _NOT_DRAWN = {"step", "seconds", "epoch", "images_per_second"}
 _HELD_OUT = ("validation", "test", "spread", "mmd", "modes")
-_TOGETHER = {"critic_real": "critic output", "critic_fake": "critic output"}
+_TOGETHER = {
+    "critic_real": ("critic output", "data"),
+    "critic_fake": ("critic output", "model"),
+    "modes": ("modes", "modes"),
+    "modes_of_data": ("modes", "of data"),
+}
+"""Panel and line of what shares a panel with something else."""
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 _NOTE: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8, "color": ACCENT, "bbox": _BEHIND}
 _COLOURS = (INK, ACCENT, SECOND, "#e0a030")
@@ -25,8 +31,8 @@ _LARGE = 20.0
 def training(metrics: Sequence[Mapping[str, Any]], path: PathLike) -> None:
     """Draws how every number of the records developed over the steps.
 
-    Each has a panel of its own, but for the gradient norms of several players and a critic's outputs on data and on
-    samples, which share one. Where a collapse was noticed, a line says so.
+    Each has a panel of its own, but for the gradient norms of several players, a critic's outputs on data and on
+    samples, and the modes that samples and data cover, which share one. Where a collapse was noticed, a line says so.
 
     Args:
         metrics: records with "step", as in ``metrics.jsonl``; a key may be missing from some.
@@ -102,7 +108,8 @@ def grouped(curves: Mapping[str, Points]) -> dict[str, dict[str, Points]]:
     for name, points in curves.items():
         measure, _, player = name.partition("/")
         if name in _TOGETHER:
-            groups.setdefault(_TOGETHER[name], {})["data" if name.endswith("real") else "model"] = points
+            panel, line = _TOGETHER[name]
+            groups.setdefault(panel, {})[line] = points
         elif measure == "gradient_norm" and players > 1:
             groups.setdefault("gradient norm", {})[player] = points
         else:

@@ -26,6 +26,8 @@ MOST_VALUES = 400_000
 """How many numbers these samples have at most: 130 of 32x32 colour images."""
 SEARCHED = 2_500
 """How many samples are searched for modes, as in the papers."""
+TAIL = 0.05
+"""The share of values at either end of a column that do not count for how far rows lie apart."""
 
 logger = logging.getLogger("ppgen")
 
@@ -34,10 +36,10 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
     """Returns what validation rows say of a pair as it is now.
 
     "validation_bound" (nats, one draw a row), left out where the pair has no log weight for a row: no data plate, say.
-    Where the pair has no density for its data, samples are compared with validation rows instead: "spread", the mean
-    distance between two samples over that between two rows (1 is right, near 0 a collapse), "mmd", the square of the
-    kernel discrepancy (near 0 is right; see `kernel_test`), and "modes", how many modes of a known mixture samples lie
-    in. "validation_accuracy" where the guide infers labels.
+    Where the pair has no density for its data, samples are compared with validation rows instead: "spread", how far
+    samples lie apart over how far rows do (1 is right, near 0 a collapse), "mmd", the square of the kernel discrepancy
+    (near 0 is right; see `kernel_test`), and "modes", how many modes of a known mixture samples lie in, with
+    "modes_of_data", how many as many test rows do. "validation_accuracy" where the guide infers labels.
     """
     columns = taken(data.validation, slice(ROWS), trained.device)
     hidden = {name: column for name, column in columns.items() if name != label}
@@ -73,14 +75,18 @@ def _compared(trained: Any, data: Dataset) -> dict[str, float]:
         samples = samples_of(trained, data, SEARCHED if mixture else len(rows))
         first = samples[: len(rows)].reshape(-1, values)
         found = {"spread": spread(first, rows), "mmd": kernel_test(first, rows, permutations=0).value}
-        return found | ({"modes": mode_coverage(samples, data).covered} if mixture else {})
+        modes = mode_coverage(samples, data) if mixture else None
+        return found | ({"modes": modes.covered, "modes_of_data": modes.covered_of_data} if modes else {})
     except Exception as error:  # a user's program may fail in any way
         logger.debug("samples are not compared with validation rows: %s", error)
         return {}
 
 
 def spread(samples: Tensor, rows: Tensor) -> float:
-    """Returns the mean distance between two samples over that between two rows.
+    """Returns the mean distance between two samples over that between two rows, without their tails.
+
+    In every column of either set the 5 % of values at each end are drawn in to the next one: of a column with heavy
+    tails, the mean distance is that of a few values, or does not exist at all.
 
     Args:
         samples: ``(n, values)``, at least two.
@@ -89,8 +95,16 @@ def spread(samples: Tensor, rows: Tensor) -> float:
     >>> round(spread(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [4.0]])), 4)
     0.25
     """
-    of_samples, of_rows = (float(torch.pdist(points.double()).mean()) for points in (samples, rows))
+    of_samples, of_rows = (float(torch.pdist(_without_tails(points.double())).mean()) for points in (samples, rows))
     return of_samples / of_rows
+
+
+def _without_tails(points: Tensor) -> Tensor:
+    low, high = points.quantile(points.new_tensor([TAIL, 1 - TAIL]), dim=0)
+    # a column that is nearly always the same says something where it is not
+    rare = low == high
+    low, high = torch.where(rare, points.amin(0), low), torch.where(rare, points.amax(0), high)
+    return points.clamp(low, high)
 
 
 def _has_label(guide: Program, columns: Mapping[str, Any], label: str) -> bool:
