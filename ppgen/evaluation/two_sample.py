@@ -75,7 +75,7 @@ def kernel_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int = 0)
     between = touching - within
     rest = kernel.sum() - 2 * touching + within
     found = within / (n * (n - 1)) + rest / (m * (m - 1)) - 2 * between / (n * m)
-    return TwoSample(float(found[0]), _share_as_large(found), n, m)
+    return TwoSample(float(found[0]), share_as_large(found), n, m)
 
 
 def _kernel(rows: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _kernel(rows: Tensor) -> Tensor:
     return (kernel / len(SCALES)).fill_diagonal_(0.0)
 
 
-def _share_as_large(found: Tensor) -> float:
+def share_as_large(found: Tensor) -> float:
     """The p-value of the first statistic among those of permutations; rounding must not break ties."""
     slack = 1e-10 * float(found.abs().max())
     return int((found >= found[0] - slack).sum()) / len(found)
@@ -166,7 +166,7 @@ def neighbour_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int =
     orders = [torch.arange(2 * count), *(torch.randperm(2 * count, generator=generator) for _ in range(permutations))]
     permuted = labels[torch.stack(orders)]
     found = (permuted == permuted[:, nearest]).double().mean(1)
-    return TwoSample(float(found[0]), _share_as_large(found), count, count)
+    return TwoSample(float(found[0]), share_as_large(found), count, count)
 
 
 def _nearest_other(rows: Tensor, start: int) -> Tensor:
