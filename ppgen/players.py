@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 Gradients = dict[str, list[Tensor | None]]
 """By player; None for a leaf that the player's loss does not depend on."""
+
+logger = logging.getLogger("ppgen")
 
 
 ADAM: OptimizerFactory = functools.partial(torch.optim.Adam, lr=1e-3)
@@ -227,8 +230,15 @@ def _optimizer_of(player: str, optimizer: OptimizerLike) -> Optimizer:
     return optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer)
 
 
+STATISTIC = "running_"
+"""How the names of buffers begin that hold statistics of activations: a batch normalisation's ``running_mean``."""
+
+
 class Average:
-    """An exponential average of leaves.
+    """An exponential average of leaves, and of the running statistics that belong to them.
+
+    Statistics are buffers of numbers whose own name begins with ``running_``, as in torch's normalisations: those of
+    the leaves' own activations would not do for averaged leaves.
 
     Args:
         decay: share of the old average that a step keeps, once the average is no longer young; None for no average.
@@ -242,31 +252,67 @@ class Average:
             raise ConfigError(f"expected 0 <= average < 1; got {decay}")
         self.decay = decay
         self.tensors: dict[str, Tensor] = {}
+        self._statistics: list[str] = []
 
-    def start(self, leaves: Mapping[str, Tensor]) -> None:
-        """Begins at the leaves."""
+    def start(self, leaves: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Begins at the leaves, and at the statistics among the buffers."""
         if self.decay is not None:
-            self.tensors = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+            self._statistics = [name for name, buffer in buffers.items() if _is_statistic(name, buffer)]
+            kept = {**leaves, **{name: buffers[name] for name in self._statistics}}
+            self.tensors = {name: tensor.detach().clone() for name, tensor in kept.items()}
 
     def follow(self, players: Iterable[Player], step: Tensor, finite: Tensor) -> None:
         """Moves towards the leaves of ``players``, unless ``finite`` is false."""
+        for player in players:
+            self._follow(player.leaves, step, finite)
+
+    def follow_buffers(self, buffers: Mapping[str, Tensor], step: Tensor, finite: Tensor) -> None:
+        """Moves towards the statistics among the buffers, unless ``finite`` is false: once a step, as leaves do."""
+        self._follow({name: buffers[name] for name in self._statistics if name in buffers}, step, finite)
+
+    def _follow(self, tensors: Mapping[str, Tensor], step: Tensor, finite: Tensor) -> None:
         if self.decay is None:
             return
         # a young average follows quickly, or it would remember the initial weights
         weight = torch.clamp(9.0 / (10.0 + step), min=1 - self.decay) * finite
-        for player in players:
-            for name, leaf in player.leaves.items():
-                self.tensors[name].lerp_(leaf.detach(), weight.to(leaf.dtype))
+        for name, tensor in tensors.items():
+            self.tensors[name].lerp_(tensor.detach(), weight.to(tensor.dtype))
+
+    def load(self, average: dict[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Restores a saved average; without statistics, as older versions wrote them, these begin at saved buffers.
+
+        Raises:
+            CheckpointError: if names or shapes are not the same.
+        """
+        older = {name: buffers[name] for name in self._statistics if name in buffers and name not in average}
+        if average and older:
+            logger.warning(
+                "the state is of an older version, without averages of running statistics (%s): they begin at their"
+                " last values",
+                next(iter(older)),
+            )
+            average = average | older
+        copy_into(self.tensors, average)
 
     @contextlib.contextmanager
-    def replacing(self, leaves: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within it, the leaves have the values of the average."""
-        saved = {name: leaves[name].detach().clone() for name in self.tensors}
+    def replacing(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it, the leaves and statistics among the tensors have the values of the average."""
+        saved = {name: tensors[name].detach().clone() for name in self.tensors}
         try:
-            copy_into({name: leaves[name] for name in saved}, self.tensors)
+            copy_into({name: tensors[name] for name in saved}, self.tensors)
             yield
         finally:
-            copy_into({name: leaves[name] for name in saved}, saved)
+            copy_into({name: tensors[name] for name in saved}, saved)
+
+
+def _is_statistic(name: str, buffer: Tensor) -> bool:
+    return name.rpartition(".")[2].startswith(STATISTIC) and buffer.is_floating_point()
+
+
+def undo_unless(finite: Tensor, tensors: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+    """Brings tensors back to what they were before, unless ``finite`` is true."""
+    for name, tensor in tensors.items():
+        tensor.copy_(torch.where(finite, tensor, before[name]))
 
 
 def without_denormals(tensor: Tensor) -> Tensor:

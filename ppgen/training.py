@@ -151,7 +151,7 @@ class Trainer:
         programs.report_untrained_modules(self.leaves.values(), self.model, self.guide)
         own = {id(tensor) for tensor in (*self.leaves.values(), self.objective.step)}
         self._buffers = {name: tensor for name, tensor in programs.buffers(parts).items() if id(tensor) not in own}
-        self._average.start(self.leaves)
+        self._average.start(self.leaves, self._buffers)
         if self._pending is not None:
             self.load_state_dict(self._pending)
             self._pending = None
@@ -314,8 +314,8 @@ class Trainer:
                 for tensor, old in zip(moved, saved, strict=True):
                     tensor.copy_(torch.where(finite, without_denormals(tensor), old))
                 self._average.follow([self._players[player] for player in losses], self.objective.step, finite)
-            for name, tensor in self._buffers.items():
-                tensor.copy_(torch.where(finite, tensor, buffers[name]))
+            players.undo_unless(finite, self._buffers, buffers)
+            self._average.follow_buffers(self._buffers if index == self._order[-1] else {}, self.objective.step, finite)
         results = {players.label("loss", player): loss.detach() for player, loss in losses.items()}
         results |= {players.label("gradient_norm", player): norm for player, norm in norms.items()}
         return results | metrics | {"finite": finite}
@@ -353,7 +353,7 @@ class Trainer:
         """Within it, the pair runs as evaluation wants it: averaged weights, evaluation mode, its own store."""
         with (
             programs.evaluation_mode(self.model, self.guide),
-            self._average.replacing(self.leaves),
+            self._average.replacing(self.leaves | self._buffers),
             self._store.active(),
             programs.quiet(),
             torch.no_grad(),
@@ -392,7 +392,7 @@ class Trainer:
             )
         for name, player in self._players.items():
             player.load_state_dict(state["players"][name])
-        copy_into(self._average.tensors, state["average"])
+        self._average.load(state["average"], state["buffers"])
         copy_into(self._buffers, state["buffers"])
         self._store.add(state["store"], self.device)
         self.objective.step.fill_(self.steps)
