@@ -291,8 +291,8 @@ def test_own_splits_are_taken_as_given(tmp_path: Path) -> None:
     ("array", "shape", "note"),
     [
         (np.full((10, 4, 5), 51, np.uint8), (1, 4, 5), "uint8 0..255 divided by 255"),
-        (np.full((10, 4, 5, 3), 51, np.uint8), (3, 4, 5), "moved from last to first"),
-        (np.full((10, 3, 5, 3), 0.2), (3, 5, 3), "float64 cast to float32"),
+        (np.full((10, 6, 5, 3), 51, np.uint8), (3, 6, 5), "moved from last to first"),
+        (np.full((10, 3, 5, 7), 0.2), (3, 5, 7), "float64 cast to float32"),
         (np.full((10, 7), 0.2, np.float32), (7,), None),
         (np.full((10, 7), True), (7,), "bool cast to float32"),
         (np.full((10, 7), 3, np.int16), (7,), "int16 cast to float32"),

@@ -78,8 +78,8 @@ ARRAYS = {
     "uint16": np.arange(600, dtype=np.uint16).reshape(50, 12),
     "int64": np.arange(600).reshape(50, 12) - 300,
     "images": np.arange(600, dtype=np.uint8).reshape(50, 4, 3),
-    "colour last": np.arange(1800, dtype=np.uint8).reshape(50, 4, 3, 3),
-    "colour first": np.random.default_rng(0).random((50, 3, 4, 3)).astype(np.float32),
+    "colour last": np.arange(1800, dtype=np.uint8).reshape(50, 6, 2, 3),
+    "colour first": np.random.default_rng(0).random((50, 3, 4, 5)).astype(np.float32),
 }
 
 

@@ -16,6 +16,8 @@ Array = NDArray[Any]
 _LARGEST = np.finfo(np.float32).max
 _BLOCK = 2**26  # bytes
 _LARGEST_INTEGER = 2**53
+_CHANNELS = (1, 3, 4)
+"""Of grey images, colours, and colours with transparency."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Raw:
         mapped: The memory-mapped file that `x` of train lies in; its numbers are checked later, as it is first read.
         most: The most rows that are split off for validation and for test; None: any number.
         no_labels: Why `y`, though it is there, holds no labels.
+        channels_first: Whether images are known to be (n, channels, height, width); else their shape has to tell.
     """
 
     where: str
@@ -41,6 +44,7 @@ class Raw:
     mapped: Path | None = None
     most: int | None = None
     no_labels: str = ""
+    channels_first: bool = False
 
 
 @contextmanager
@@ -286,13 +290,33 @@ def _with_layout(raw: Raw) -> Raw:
     if len(shape) == 3:
         note = f"x: images {shape[1:]} given a channel: {(1, *shape[1:])}"
         change = _add_channel
-    elif len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3):
+    elif len(shape) == 4 and not raw.channels_first and _channels_last(shape, raw.where):
         note = f"x: channels moved from last to first: {(shape[3], *shape[1:3])}"
         change = _channels_first
     else:
         return raw
     splits = {split: {**columns, "x": change(columns["x"])} for split, columns in raw.splits.items()}
     return dataclasses.replace(raw, splits=splits, notes=(*raw.notes, note))
+
+
+def _channels_last(shape: tuple[int, ...], where: str) -> bool:
+    """Whether images (n, ...) have 1, 3 or 4 channels at their end and not at their beginning.
+
+    Raises:
+        DataError: if they may have them at either.
+    """
+    _, first, middle, last = shape
+    if first not in _CHANNELS or last not in _CHANNELS:
+        return last in _CHANNELS
+    # of two readings, that with a side of one pixel is no picture
+    thin_if_first, thin_if_last = min(middle, last) == 1, min(first, middle) == 1
+    if thin_if_first != thin_if_last:
+        return thin_if_first
+    raise DataError(
+        f"{where}: expected images whose shape tells channels from sides; got {first} x {middle} x {last}, which may "
+        "be (channels, height, width) or (height, width, channels): give grey ones as (n, height, width), or others "
+        "as a folder of images or with sides padded to 5 or more"
+    )
 
 
 def _add_channel(x: Array) -> Array:

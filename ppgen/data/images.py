@@ -44,7 +44,7 @@ def read_images(path: Path, *, max_bytes: int | None) -> Raw:
     columns = {"x": _read_all(files, max_bytes)}
     if classes:
         columns["y"] = np.array(labels, dtype=np.int64)
-    return Raw(str(path), {"train": columns}, tuple(classes) or None, notes)
+    return Raw(str(path), {"train": columns}, tuple(classes) or None, notes, channels_first=True)
 
 
 def _images_in(folder: Path) -> tuple[list[Path], list[Path]]:
