@@ -102,7 +102,7 @@ class Dataset:
             raise ConfigError(
                 f"expected binarization none or dynamic for data streamed from disk ({self.name}); got static"
             )
-        self.require_unit_interval()
+        self.require_unit_interval(what="binarization", remedy="take binarization none")
         return dataclasses.replace(
             self,
             train=self.train if how == "dynamic" else _bernoulli(self.train, seed, 0),
@@ -111,8 +111,15 @@ class Dataset:
             binarization=cast(Binarization, how),
         )
 
-    def require_unit_interval(self, column: str = "x") -> None:
+    def require_unit_interval(
+        self, column: str = "x", *, what: str = "a Bernoulli likelihood", remedy: str = "choose a Gaussian likelihood"
+    ) -> None:
         """Check that a column suits a Bernoulli likelihood.
+
+        Args:
+            column: Its name.
+            what: What it is to suit, if that is something else.
+            remedy: What to do but to rescale the data.
 
         Raises:
             DataError: naming row and position of the first value outside [0, 1].
@@ -125,9 +132,9 @@ class Dataset:
                 value = columns[column][place].item()
                 source_row = int(self.rows[split][row]) if split in self.rows else row
                 raise DataError(
-                    f"{self.name}: expected {column} in [0, 1] for a Bernoulli likelihood; got {value:g} at row "
+                    f"{self.name}: expected {column} in [0, 1] for {what}; got {value:g} at row "
                     f"{source_row}, position {tuple(position)} (counted from 0; {split} split): "
-                    "rescale the data or choose a Gaussian likelihood"
+                    f"rescale the data or {remedy}"
                 )
 
     def require_labels(self) -> None:

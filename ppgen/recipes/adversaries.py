@@ -10,6 +10,8 @@ from ppgen.data import Dataset
 from ppgen.nn.generators import Output
 from ppgen.recipes.base import OptimizerOfSteps, adam
 
+OutputOrAuto = Literal["auto", "sigmoid", "identity"]
+
 
 def players(
     critic: OptimizerOfSteps, other: OptimizerOfSteps, *, name: Literal["model", "autoencoder"] = "model"
@@ -76,13 +78,13 @@ def is_image(data: Dataset) -> bool:
     return len(data.shape) == 3
 
 
-def output_for(data: Dataset) -> Output:
-    """Returns what a generator's network ends in: "sigmoid" for images, whose values lie in [0, 1], else "identity".
+def output_for(data: Dataset, output: OutputOrAuto) -> Output:
+    """Returns what a generator's network ends in; by itself "sigmoid" for images, "identity" for what is none.
 
     Raises:
-        DataError: if a value of an image does not lie in [0, 1].
+        DataError: if it is "sigmoid" and a value of the data does not lie in [0, 1].
     """
-    if not is_image(data):
-        return "identity"
-    data.require_unit_interval()
-    return "sigmoid"
+    chosen: Output = output if output != "auto" else "sigmoid" if is_image(data) else "identity"
+    if chosen == "sigmoid":
+        data.require_unit_interval(what="a generator that ends in a sigmoid", remedy="take output=identity")
+    return chosen

@@ -9,7 +9,7 @@ from ppgen.nn.batchwise import Normalization
 from ppgen.nn.critics import AdversarialNetwork
 from ppgen.objectives import BiGAN
 from ppgen.objectives.adversarial.values import ValueName
-from ppgen.recipes.adversaries import output_for, players_adam
+from ppgen.recipes.adversaries import OutputOrAuto, output_for, players_adam
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share
 
 
@@ -22,6 +22,7 @@ def bigan(
     loss: ValueName = "non-saturating",
     network: AdversarialNetwork = "mlp",
     hidden: tuple[Count, ...] = (256, 256),
+    output: OutputOrAuto = "auto",
     normalization: Normalization = "batch",
     critic_hidden: tuple[Count, ...] | None = None,
     critic_normalization: Normalization = "spectral",
@@ -44,7 +45,7 @@ def bigan(
     """
     bounded = latent == "uniform"
     sizes: Any = {"network": network, "hidden": hidden}
-    generator = nn.generator([z_dim], data.shape, normalization=normalization, output=output_for(data), **sizes)
+    generator = nn.generator([z_dim], data.shape, normalization=normalization, output=output_for(data, output), **sizes)
     outputs = z_dim if encoder == "deterministic" else 2 * z_dim
     inference = nn.critic(data.shape, outputs=outputs, normalization=normalization, **sizes)
     critic = nn.critic(

@@ -7,7 +7,7 @@ from ppgen.gradients import GumbelSoftmax
 from ppgen.objectives import ELBO
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 from ppgen.recipes.layers import UnitKind, belief_net, units_of
-from ppgen.recipes.vae import Binarization, observed
+from ppgen.recipes.vae import Binarization, observed_as_bits
 
 IMAGES = {"latents": 20, "classes": 10, "epochs": 50, "anneal": 20_000}
 
@@ -45,7 +45,7 @@ def categorical_vae(
     have their own defaults. Sizes of ``decoder_hidden`` are given from the data up. Adam takes the place of the paper's
     gradient descent with momentum.
     """
-    _, data = observed(data, "bernoulli", scale=1.0, levels=2, binarization=binarization)
+    data = observed_as_bits(data, binarization=binarization)
     model, guide = belief_net(
         data,
         [units_of(units, latents * classes, classes)],

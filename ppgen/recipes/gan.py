@@ -14,7 +14,7 @@ from ppgen.models.generator import Noise
 from ppgen.nn.critics import AdversarialNetwork
 from ppgen.objectives import GAN, MADGAN
 from ppgen.objectives.adversarial.values import ValueName
-from ppgen.recipes.adversaries import output_for, players_adam, players_rmsprop
+from ppgen.recipes.adversaries import OutputOrAuto, output_for, players_adam, players_rmsprop
 from ppgen.recipes.base import Count, Entry, NotNegative, OptimizerOfSteps, Positive, Recipe, Share
 
 NormalizationOrAuto = Literal["auto", "none", "batch", "layer", "spectral", "virtual"]
@@ -33,6 +33,7 @@ def gan(
     generators: Count = 1,
     network: AdversarialNetwork = "mlp",
     hidden: tuple[Count, ...] | None = None,
+    output: OutputOrAuto = "auto",
     activation: str = "relu",
     normalization: NormalizationOrAuto = "batch",
     critic_hidden: tuple[Count, ...] | None = None,
@@ -64,14 +65,15 @@ def gan(
     DCGAN's networks are ``network=dcgan``. Normalisation is of one network's hidden layers: "auto" is "batch" for
     DCGAN's and "none" for others; a "virtual" one takes its reference from the first train rows. ``minibatch`` counts
     kernels of minibatch discrimination. The critic's learning rate is the generator's unless told. An epoch is as many
-    steps as there are batches; a step takes a batch for each of the ``critic_steps`` and one for the generator.
+    steps as there are batches; a step takes a batch for each of the ``critic_steps`` and one for the generator. It
+    ends in a sigmoid for images, unless ``output`` says otherwise.
 
     Stabilisers are off unless told: ``smoothing`` of the data's label, Gaussian ``noise`` on what the critic sees
     (fading over ``noise_steps``), a gradient ``penalty``, weights within ``clip``, rows judged ``pack`` by
     ``pack``, the critic ``unroll``-ed by so many steps of rate ``unroll_rate``. With several ``generators`` the critic
     tells them apart too.
     """
-    sizes: dict[str, Any] = {"network": network, "output": output_for(data)}
+    sizes: dict[str, Any] = {"network": network, "output": output_for(data, output)}
     generator: Callable[[int], Module] = functools.partial(
         _generator, shape=data.shape, hidden=hidden, activation=activation, normalization=normalization, **sizes
     )

@@ -9,7 +9,7 @@ from ppgen.nn.batchwise import Normalization
 from ppgen.nn.critics import AdversarialNetwork
 from ppgen.objectives import InfoGAN
 from ppgen.objectives.adversarial.values import ValueName
-from ppgen.recipes.adversaries import is_image, output_for, players_adam
+from ppgen.recipes.adversaries import OutputOrAuto, is_image, output_for, players_adam
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share
 
 
@@ -25,6 +25,7 @@ def infogan(
     loss: ValueName = "non-saturating",
     network: AdversarialNetwork | None = None,
     hidden: tuple[Count, ...] | None = None,
+    output: OutputOrAuto = "auto",
     normalization: Normalization | None = None,
     critic_hidden: tuple[Count, ...] | None = None,
     critic_normalization: Normalization | None = None,
@@ -49,7 +50,7 @@ def infogan(
     chosen: Any = ("dcgan" if is_image(data) else "mlp") if network is None else network
     inputs = [z_dim, categories, *([styles] if styles else [])]
     generator = nn.generator(
-        inputs, data.shape, network=chosen, hidden=hidden, normalization=normalization, output=output_for(data)
+        inputs, data.shape, network=chosen, hidden=hidden, normalization=normalization, output=output_for(data, output)
     )
     critic = nn.critic(
         data.shape,

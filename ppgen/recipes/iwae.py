@@ -14,7 +14,7 @@ from ppgen.objectives import IWAE
 from ppgen.players import Optimizer
 from ppgen.recipes.base import Count, Entry, OptimizerOfSteps, Positive, Recipe, Share
 from ppgen.recipes.layers import belief_net
-from ppgen.recipes.vae import Binarization, observed
+from ppgen.recipes.vae import Binarization, observed_as_bits
 
 STAGES = 8
 IMAGES = {"batch_size": 100, "learning_rate": 2e-3, "epochs": 200}
@@ -82,7 +82,7 @@ def iwae(
     scales to the length of the run: two thirds of it at a tenth of the first rate. In shorter runs a cosine from a
     higher rate does better. As in the paper's program, outputs start at the mean of the training data.
     """
-    _, data = observed(data, "bernoulli", scale=1.0, levels=2, binarization=binarization)
+    data = observed_as_bits(data, binarization=binarization)
     if len(widths) < len(layers):
         raise ConfigError(
             f"expected widths of the deterministic layers below each of {len(layers)} layers; got {len(widths)}"

@@ -10,7 +10,7 @@ from ppgen.nn.batchwise import Normalization
 from ppgen.nn.critics import AdversarialNetwork
 from ppgen.objectives import ACGAN, GAN
 from ppgen.objectives.adversarial.values import ValueName
-from ppgen.recipes.adversaries import is_image, output_for, players_adam
+from ppgen.recipes.adversaries import OutputOrAuto, is_image, output_for, players_adam
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share
 
 
@@ -24,6 +24,7 @@ def labelled_gan(
     loss: ValueName = "non-saturating",
     network: AdversarialNetwork | None = None,
     hidden: tuple[Count, ...] | None = None,
+    output: OutputOrAuto = "auto",
     normalization: Normalization | None = None,
     critic_hidden: tuple[Count, ...] | None = None,
     critic_normalization: Normalization | None = None,
@@ -62,7 +63,7 @@ def labelled_gan(
         network=chosen,
         hidden=hidden,
         normalization=normalization,
-        output=output_for(data),
+        output=output_for(data, output),
     )
     critic = nn.critic(
         data.shape,

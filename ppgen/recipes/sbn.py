@@ -6,7 +6,7 @@ from ppgen.data import Dataset
 from ppgen.nn.units import BernoulliUnits
 from ppgen.recipes.base import Count, Entry, Positive, Recipe, Share, adam
 from ppgen.recipes.layers import Bound, belief_net, bound
-from ppgen.recipes.vae import Binarization, observed
+from ppgen.recipes.vae import Binarization, observed_as_bits
 
 IMAGES = {"layers": (200, 200, 200), "epochs": 50}
 
@@ -40,7 +40,7 @@ def sbn(
     The papers' settings, all with batches of 24: NVIL ``estimator=nvil``; VIMCO ``layers=200,200,200``; RELAX
     ``estimator=relax learning_rate=1e-4`` with ``layers=200``, ``layers=200,200`` or ``network=nonlinear``.
     """
-    _, data = observed(data, "bernoulli", scale=1.0, levels=2, binarization=binarization)
+    data = observed_as_bits(data, binarization=binarization)
     between = hidden if network == "nonlinear" else ()
     model, guide = belief_net(
         data, [BernoulliUnits(size) for size in layers], [between] * len(layers), activation=activation

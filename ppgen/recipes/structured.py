@@ -11,7 +11,7 @@ from ppgen.gradients import GumbelSoftmax
 from ppgen.objectives import ELBO
 from ppgen.recipes.base import Count, Entry, Positive, Recipe, Share, adam
 from ppgen.recipes.layers import UnitKind, start_at, training_mean, units_of
-from ppgen.recipes.vae import Binarization, observed
+from ppgen.recipes.vae import Binarization, observed_as_bits
 
 IMAGES = {"layers": (200, 200), "epochs": 50, "anneal": 20_000, "evaluation_particles": 1000}
 
@@ -42,7 +42,7 @@ def structured(
     counted from the upper half on. The latents are drawn from the model given the upper half, while training and for
     the test NLL, which is that of the lower half. Adam takes the place of the papers' gradient descent.
     """
-    _, data = observed(data, "bernoulli", scale=1.0, levels=2, binarization=binarization)
+    data = observed_as_bits(data, binarization=binarization)
     upper = models.UpperHalf(data.shape)
     chosen = [units_of(units, size, classes) for size in layers]
     sizes = [upper.size, *(layer.size for layer in chosen)]

@@ -33,8 +33,18 @@ def observed(
     """
     chosen = nn.likelihood(likelihood, data.shape, scale=scale, levels=levels)
     if chosen.unit_interval:
-        data.require_unit_interval()
+        data.require_unit_interval(remedy="take likelihood=gaussian")
     return chosen, data.binarized(binarization)
+
+
+def observed_as_bits(data: Dataset, *, binarization: Binarization) -> Dataset:
+    """Returns the data as a model observes them that knows no likelihood but the Bernoulli.
+
+    Raises:
+        DataError: if values are not in [0, 1].
+    """
+    data.require_unit_interval(remedy="take recipe vae with likelihood=gaussian")
+    return data.binarized(binarization)
 
 
 def vae(

@@ -7,7 +7,7 @@ from ppgen.data import Dataset
 from ppgen.nn.critics import AdversarialNetwork
 from ppgen.objectives import VAEGAN
 from ppgen.objectives.adversarial.values import ValueName
-from ppgen.recipes.adversaries import output_for
+from ppgen.recipes.adversaries import OutputOrAuto, output_for
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 
 
@@ -19,6 +19,7 @@ def vae_gan(
     similarity: NotNegative = 0.01,
     network: AdversarialNetwork = "mlp",
     hidden: tuple[Count, ...] | None = None,
+    output: OutputOrAuto = "auto",
     encoder_network: Literal["mlp", "conv"] = "mlp",
     encoder_hidden: tuple[Count, ...] = (256,),
     learning_rate: Positive = 5e-4,
@@ -32,7 +33,7 @@ def vae_gan(
 
     ``network`` and ``hidden`` are those of generator and critic; ``similarity`` is the paper's gamma.
     """
-    generator = nn.generator([z_dim], data.shape, network=network, hidden=hidden, output=output_for(data))
+    generator = nn.generator([z_dim], data.shape, network=network, hidden=hidden, output=output_for(data, output))
     encoder = nn.encoder(data.shape, 2 * z_dim, network=encoder_network, hidden=encoder_hidden)
     # features of one size, whatever the critic does: a divergence in nats is weighed against their distance
     normalization: Literal["layer", "batch"] = "layer" if network == "mlp" else "batch"

@@ -11,7 +11,7 @@ from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.objectives.adversarial.game import Game
 from ppgen.objectives.adversarial.penalties import GradientPenalty
-from ppgen.objectives.adversarial.sides import Draws, Inputs, column_of, judged, packed, shown
+from ppgen.objectives.adversarial.sides import Draws, Inputs, column_of, judged, packed, require_single_rows, shown
 from ppgen.objectives.adversarial.values import Value, ValueName, require_critic, value_of
 from ppgen.objectives.base import Losses, Metrics, Phase
 from ppgen.programs import Batch, Program, Sites
@@ -40,7 +40,8 @@ class GAN(Game):
         noise: standard deviation of Gaussian noise on the columns that the critic sees, on both sides.
         noise_steps: over how many steps the noise fades to 0; 0 for noise that stays.
         pack: how many rows the critic judges together, side by side along the first dimension of a row.
-        penalty: weight of the gradient penalty; 0 for none.
+        penalty: weight of the gradient penalty; 0 for none. The critic then has to judge every row by itself, without
+            batch normalisation (`layer` normalisation will do) or minibatch discrimination.
         clip: largest absolute value of the critic's parameters; None for any.
         unroll: steps of gradient descent that the critic takes ahead of the model's loss, which is differentiated
             through them.
@@ -131,8 +132,12 @@ class GAN(Game):
                 _require_same(name, *(self._shown(side, simulated)[self.sites.index(name)] for side in sides))
             if len(batch[self.sites[0]]) < self.pack:
                 raise ConfigError(f"expected at least {self.pack} rows a batch, which the critic judges together")
-            for side in sides:
-                judged(self.critic, packed(self._shown(side, simulated), self.pack), self.outputs)
+            inputs = [packed(self._shown(side, simulated), self.pack) for side in sides]
+            for side in inputs:
+                judged(self.critic, side, self.outputs)
+            if self.penalty.weight:
+                data, fake = inputs
+                require_single_rows(self.critic, data, fake, lambda *rows: self.verdict(self._outputs(rows)))
 
     def require_sites(self, simulated: Sites, inferred: Sites) -> None:
         """Checks that the programs have the sites that the game is about.

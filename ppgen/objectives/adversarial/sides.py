@@ -1,6 +1,6 @@
 """What a critic is shown: draws of the same sites on the data's side and on the model's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,35 @@ def _packed(value: Tensor, size: int) -> Tensor:
     return value.reshape(rows, size * first, *rest)
 
 
+def require_single_rows(critic: nn.Module, data: Inputs, model: Inputs, outputs: Callable[..., Tensor]) -> None:
+    """Checks that what a critic says of a row does not depend on the rows beside it.
+
+    Args:
+        critic: for the message.
+        data: rows of the data's side.
+        model: rows of the model's side.
+        outputs: from rows to ``(rows, 1)``.
+
+    Raises:
+        ConfigError: if it does.
+    """
+    rows = tuple(torch.cat([one, other]).detach().requires_grad_() for one, other in zip(data, model, strict=True))
+    with torch.random.fork_rng(devices=[]):
+        found = outputs(*rows)
+    # of every other row by the rows between: behind a batch normalisation, the sum of all outputs is a constant
+    gradients = torch.autograd.grad(found[::2].sum(), rows, allow_unused=True)
+    if not any(gradient[1::2].any() for gradient in gradients if gradient is not None):
+        return
+    names = dict.fromkeys(type(layer).__name__.lstrip("_") for layer in critic.modules())
+    layers = [name for name in names if "batch" in name.lower() and "Virtual" not in name]
+    named = f" ({', '.join(layers)})" if layers else ""
+    raise ConfigError(
+        "expected a critic that judges every row by itself, whose gradient the penalty is on; got one whose output of a"
+        f" row depends on other rows{named}: take layer normalisation (critic_normalization=layer) and no minibatch"
+        " discrimination, or no penalty"
+    )
+
+
 def judged(critic: nn.Module, inputs: Inputs, outputs: int) -> Tensor:
     """Runs a critic for the first time.
 
@@ -67,6 +96,11 @@ def judged(critic: nn.Module, inputs: Inputs, outputs: int) -> Tensor:
     try:
         found = critic(*inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if len(inputs[0]) == 1 and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in critic.modules()):
+            raise ConfigError(
+                "expected two rows or more for the critic's batch normalisation, whose statistics are those of a batch;"
+                " got one: take larger batches (batch_size), or layer normalisation"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"the critic does not take inputs of shape {shapes}: {reason}") from error
     expected = (len(inputs[0]), outputs)
