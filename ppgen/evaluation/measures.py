@@ -297,7 +297,9 @@ def _manner(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, 
     """Finds the best manner in which the pair runs: users' programs need not bear enumeration or particles."""
     _require_own_rows(trained.guide, columns)
     reason: Exception | None = None
-    manners: list[Enumerated] = [True, False] if enumerate_discrete else [only_the_models(trained, columns)]
+    left = only_the_models(trained, columns)
+    require_own_likelihoods(trained, columns, left)
+    manners: list[Enumerated] = [True, left] if enumerate_discrete else [left]
     for enumerated in manners:
         for count in (2, 1) if particles > 1 else (1,):
             try:
@@ -320,15 +322,29 @@ def _require_own_rows(guide: Program, columns: Mapping[str, Tensor]) -> None:
         )
 
 
-def only_the_models(trained: Trained, columns: Mapping[str, Tensor]) -> Enumerated:
-    """Returns the discrete sites of the model that the guide leaves to it; False if there are none."""
+def require_own_likelihoods(trained: Trained, columns: Mapping[str, Tensor], left: Collection[str]) -> None:
+    """Checks that no discrete site that only the model has (``left``) is summed out for all rows at once.
+
+    Raises:
+        ConfigError: if one is.
+    """
+    if not left:
+        return
+    joint = programs.run(trained.model, trained.guide, few(columns, 2, trained.device), check=False)
+    for name in sorted(left):
+        if joint.plate is not None and not joint.is_local(name):
+            raise ConfigError(
+                f"model site '{name}' is shared by all rows and summed out for all of them at once, so that a row has"
+                f" no likelihood of its own: let the guide draw '{name}'"
+            )
+
+
+def only_the_models(trained: Trained, columns: Mapping[str, Tensor]) -> frozenset[str]:
+    """Returns the discrete sites of the model that the guide leaves to it."""
     try:
-        joint = programs.run(trained.model, trained.guide, few(columns, 2, trained.device), check=False)
+        return programs.left_to_the_model(trained.model, trained.guide, few(columns, 2, trained.device))
     except Exception:  # what fails here fails again, with a reason
-        return False
-    latent = {name for name, site in joint.model.nodes.items() if site["type"] == "sample" and not site["is_observed"]}
-    left = {name for name in latent - set(joint.latents) if joint.model.nodes[name]["fn"].has_enumerate_support}
-    return left or False
+        return frozenset()
 
 
 def _try(trained: Trained, columns: Mapping[str, Tensor], particles: int, *, enumerate_discrete: Enumerated) -> _Manner:

@@ -12,7 +12,7 @@ from ppgen import programs
 from ppgen.data import Columns, Dataset
 from ppgen.errors import ConfigError
 from ppgen.evaluation.densities import missing_density
-from ppgen.evaluation.measures import only_the_models
+from ppgen.evaluation.measures import only_the_models, require_own_likelihoods
 from ppgen.evaluation.modes import has_known_modes, mode_coverage
 from ppgen.evaluation.simulated import samples_of
 from ppgen.evaluation.slices import seeded, taken
@@ -59,7 +59,9 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
 
 def _bound(trained: Any, given: Columns, *, enumerate_discrete: bool) -> dict[str, float]:
     with contextlib.suppress(ConfigError):  # as `Run.judge` will say, once
-        summed = enumerate_discrete or only_the_models(trained, given)
+        left = only_the_models(trained, given)
+        require_own_likelihoods(trained, given, left)
+        summed = enumerate_discrete or left
         weights = programs.log_weights(trained.model, trained.guide, given, enumerate_discrete=summed)
         if weights.plate is not None:
             return {"validation_bound": -float(weights.local.mean())}

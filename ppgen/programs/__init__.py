@@ -25,7 +25,7 @@ from ppgen.programs.parameters import (
     without_host_reads,
 )
 from ppgen.programs.rows import DataPlate, Rows, Structure
-from ppgen.programs.running import check, data_plate, first_nonfinite, run, structure_of
+from ppgen.programs.running import check, data_plate, first_nonfinite, left_to_the_model, run, structure_of
 from ppgen.programs.simulation import (
     Relaxed,
     Site,
@@ -83,6 +83,7 @@ __all__ = [
     "label_log_probs",
     "late_priors",
     "leaves",
+    "left_to_the_model",
     "log_prob_of",
     "log_weights",
     "modules_of",

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Delta, Independent, MaskedDistribution
+from pyro.infer import config_enumerate, infer_discrete
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.errors import ConfigError
-from ppgen.programs.calling import Batch, Program
+from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.generation import generate
-from ppgen.programs.running import structure_of
+from ppgen.programs.rows import Structure
+from ppgen.programs.running import left_to_the_model, structure_of
 from ppgen.programs.sites import plated_value
+from ppgen.programs.tracing import traced
 from ppgen.programs.weights import LogWeights, log_weights
 
 Values = dict[str, Tensor]
@@ -86,10 +89,11 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
     """
     posterior, predictive, weights = [], [], []
     structure = structure_of(model, guide, batch)
+    left = left_to_the_model(model, guide, batch)
     for _ in range(draws):
         recorder = _Recorder()
-        with recorder, torch.no_grad():
-            weights.append(log_weights(model, guide, batch, structure=structure))
+        with torch.no_grad():
+            weights.append(_weights(model, guide, batch, structure, recorder, left))
         recorder.finish()
         given = {name: site["value"] for name, site in recorder.latent.items() if not site["is_observed"]}
         predictive.append(generate(model, batch, given=given))
@@ -115,6 +119,26 @@ def joint_draws(model: Program, guide: Program, batch: Batch, draws: int) -> Dra
             plate=weights[-1].plate,
         ),
     )
+
+
+def _weights(
+    model: Program, guide: Program, batch: Batch, structure: Structure, recorder: _Recorder, left: frozenset[str]
+) -> LogWeights:
+    """Draws once, and returns the log weight of the draw.
+
+    Discrete sites that only the model has (``left``) are summed out of it, and drawn given all else.
+    """
+    if not left:
+        with recorder:
+            return log_weights(model, guide, batch, structure=structure)
+    with recorder:
+        drawn = traced(guide, *arguments(guide, batch))
+    given = poutine.replay(config_enumerate(model), trace=drawn)
+    whole = infer_discrete(given, first_available_dim=-1 - structure.nesting)
+    with recorder:
+        traced(whole, *arguments(model, batch))
+    again = poutine.replay(guide, trace=drawn)
+    return log_weights(model, again, batch, enumerate_discrete=left, structure=structure)
 
 
 def _shape(site: Mapping[str, Any]) -> torch.Size:

@@ -2,12 +2,12 @@
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.parameters import leaves, module_of
+from ppgen.programs.tracing import traced
 
 
 def separate_leaves(model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
@@ -46,6 +46,6 @@ def _used(program: Program, batch: Batch) -> set[int]:
     found = {id(parameter) for parameter in module.parameters()} if module is not None else set()
     args, kwargs = arguments(program, batch)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        trace = poutine.trace(program, param_only=True).get_trace(*args, **kwargs)
+        trace = traced(program, args, kwargs, param_only=True)
     asked = {name for name, site in trace.nodes.items() if site["type"] == "param"}
     return found | {id(leaf) for name, leaf in pyro.get_param_store().named_parameters() if name in asked}

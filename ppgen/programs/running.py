@@ -1,6 +1,7 @@
 """Running model and guide together."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ from ppgen.programs.rows import (
 from ppgen.programs.states import Chosen, Paths
 from ppgen.programs.support import require_support
 from ppgen.programs.tracing import traced
+
+logger = logging.getLogger("ppgen")
 
 Enumerated = bool | Collection[str]
 """Which discrete sites of the guide are enumerated: all, none, or those of these names."""
@@ -164,6 +167,18 @@ def traces_of(
         raise ConfigError(str(error).partition("\n")[0]) from error
 
 
+def left_to_the_model(model: Program, guide: Program, batch: Batch) -> frozenset[str]:
+    """Returns the discrete sites of the model that the guide leaves to it, without moving any random stream."""
+    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
+        guide_trace, model_trace = traces_of(model, guide, batch)
+    return frozenset(
+        name
+        for name, site in prune(model_trace).nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and name not in guide_trace.nodes
+        if site["fn"].has_enumerate_support
+    )
+
+
 def data_plate(model: Program, batch: Batch) -> DataPlate | None:
     """Returns the data plate of a model, by running it without moving any random stream."""
     args, kwargs = arguments(model, batch)
@@ -200,6 +215,7 @@ def check(
         for site in joint.model.nodes.values():
             if site["type"] == "sample":
                 require_support(site)
+        _report_local_sampling(joint)
         for trace in (joint.guide, joint.model):
             try:
                 trace.compute_log_prob()
@@ -209,6 +225,16 @@ def check(
                 if site["type"] == "sample" and "log_prob" in site:
                     require_plates(site, site["log_prob"].shape, site["log_prob"].dim())
     return joint
+
+
+def _report_local_sampling(joint: Joint) -> None:
+    sites = [site for trace in (joint.guide, joint.model) for site in trace.nodes.values() if site["type"] == "sample"]
+    names = [site["name"] for site in sites if not site["is_observed"] and site["infer"].get("num_samples")]
+    if names:
+        logger.info(
+            "num_samples of site '%s' is left out: every state is summed exactly, or drawn once for each particle",
+            names[0],
+        )
 
 
 def first_nonfinite(

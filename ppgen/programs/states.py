@@ -55,12 +55,14 @@ class Chosen(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         self.names.add(msg["name"])
-        if msg["done"] or msg["is_observed"] or poutine.util.site_is_subsample(msg):
+        if poutine.util.site_is_subsample(msg):
+            return
+        require_size(f"site '{msg['name']}'", msg["fn"].batch_shape, self.rank)
+        if msg["done"] or msg["is_observed"]:
             return
         infer = msg["infer"]
         sequential = infer.get("enumerate") == "sequential"
         msg["infer"] = infer = {key: value for key, value in infer.items() if key not in _KEYS}
-        require_size(f"site '{msg['name']}'", msg["fn"].batch_shape, self.rank)
         if not (getattr(msg["fn"], "has_enumerate_support", False) and self.which(msg["name"])):
             return
         if self.paths is None:

@@ -9,28 +9,31 @@ from pyro import poutine
 from ppgen.programs.calling import Program
 
 
-def traced(program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> poutine.Trace:
+def traced(
+    program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], *, param_only: bool = False
+) -> poutine.Trace:
     """Returns the trace of a run; where derivatives are not recorded, programs may take some themselves all the same.
 
     A Langevin step or the gradient of a decoder within a program fails then, so it is run again with derivatives
     recorded, which are dropped from its draws.
     """
+    handler = poutine.trace(program, param_only=param_only)
     if torch.is_grad_enabled():
-        return poutine.trace(program).get_trace(*args, **kwargs)
+        return handler.get_trace(*args, **kwargs)
     try:
-        return poutine.trace(program).get_trace(*args, **kwargs)
+        return handler.get_trace(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        trace = _recorded(program, args, kwargs, error)
+        trace = _recorded(handler, args, kwargs, error)
     trace.detach_()
     return trace
 
 
-def _recorded(program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], error: RuntimeError) -> poutine.Trace:
+def _recorded(handler: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: RuntimeError) -> poutine.Trace:
     try:
         with torch.enable_grad():
-            return poutine.trace(program).get_trace(*args, **kwargs)
+            return handler.get_trace(*args, **kwargs)
     except Exception:
         # what fails both ways has another reason
         raise error from None
