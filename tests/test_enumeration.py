@@ -127,9 +127,9 @@ def test_long_chains_are_summed_step_by_step() -> None:
 
 
 def test_more_states_than_there_is_room_for_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="^the weight of a row depends on .* joint states of enumerated sites"):
+    with pytest.raises(ConfigError, match=r"^the weight of a row depends on .* joint states of enumerated sites"):
         value_and_gradients(BOUNDS["iwae"](), *chain(40, 2, markov=True), {"x": series(40)})
-    with pytest.raises(ConfigError, match="^guide site 'y59' is one of more than 59 discrete sites") as caught:
+    with pytest.raises(ConfigError, match=r"^guide site 'y59' is one of more than 59 discrete sites") as caught:
         value_and_gradients(EnumeratedELBO(), *chain(70, 2, markov=True), {"x": series(70)})
     assert "\n" not in str(caught.value)
 
@@ -146,7 +146,7 @@ def test_a_site_that_depends_on_too_many_states_is_refused_by_name() -> None:
             # an expanded tensor takes no room
             pyro.sample("x", dist.Normal(torch.zeros(()).expand(shape), 1.0), obs=x)
 
-    with pytest.raises(ConfigError, match="^site 'x' depends on 1,073,741,824 joint states of enumerated sites"):
+    with pytest.raises(ConfigError, match=r"^site 'x' depends on 1,073,741,824 joint states of enumerated sites"):
         value_and_gradients(EnumeratedELBO(), model, guide, {"x": rows()})
 
 
@@ -300,11 +300,11 @@ def test_sequential_sites_of_the_model_alone_are_refused_by_name() -> None:
             y = pyro.sample("y", dist.Bernoulli(pyro.param("p", torch.tensor(0.3))))
             pyro.sample("x", dist.Normal(y, 1.0), obs=x)
 
-    with pytest.raises(ConfigError, match="^model site 'y' is marked to be enumerated sequentially, and .*parallel"):
+    with pytest.raises(ConfigError, match=r"^model site 'y' is marked to be enumerated sequentially, and .*parallel"):
         value_and_gradients(EnumeratedELBO(), config_enumerate(model, "sequential"), lambda x: None, {"x": rows()})
 
 
-# ------------------------------------------------------------------------------------- states without probability, masks
+# ------------------------------------------------------------------------------------ states without probability, masks
 
 
 def forbidden(kind: Any, banned: Tensor, *, in_model: bool) -> tuple[Parts, Parts]:
