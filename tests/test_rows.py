@@ -356,6 +356,9 @@ def test_a_row_number_leads_to_the_parameters_of_the_row() -> None:
     means = guide.locs.z.detach()
     assert torch.corrcoef(torch.stack([means, 0.8 * x]))[0, 1] > 0.98  # -.02 where rows get each other's
     assert trainer.steps == 1_500
+    # all numbers at once are taken for a plate that is not subsampled, in which parameters go by position
+    with pytest.raises(ConfigError, match="parameters of its own for each row"):
+        fitted(model, Batches(columns, 20), guide=AutoNormal(model, create_plates=plates))
     # without the plates, the autoguide draws row numbers of its own
     with pytest.raises(ConfigError, match="parameters of its own for each row"):
         fitted(model, Batches(columns, 5), guide=AutoNormal(model))

@@ -184,7 +184,8 @@ def by_trainer(case: Case, steps: int) -> Tensor:
         return bound(model, guide, case.judged or case.batch)
 
 
-@pytest.mark.parametrize("name", CASES)
+# with obs_mask stock SVI falls without end: its log q counts where the latent does not (see test_rows)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "obs_mask"])
 def test_it_trains_to_the_bound_of_stock_svi(name: str) -> None:
     case = CASES[name]
     ours, theirs, start = by_trainer(case, case.steps), by_svi(case, case.steps), by_trainer(case, 1)

@@ -343,8 +343,11 @@ def _same_rows(name: str, batch: Batch) -> Rule:
 
 
 def needs_training_rows(guide: Program) -> str | None:
-    """Names a latent of which an autoguide keeps parameters for each row that it was trained on; None if none."""
-    prototype = getattr(guide, "prototype_trace", None)
+    """Names a latent of which an autoguide keeps parameters for each row that it was trained on; None if none.
+
+    One that is told the numbers of rows, by plates of its own (``create_plates``), finds those of other batches.
+    """
+    prototype = None if getattr(guide, "create_plates", None) else getattr(guide, "prototype_trace", None)
     if not isinstance(prototype, poutine.Trace):
         parts = getattr(guide, "_parts", ())
         return next((name for part in parts if (name := needs_training_rows(part))), None)
