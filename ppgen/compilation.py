@@ -7,6 +7,7 @@ buffers, optimizer state) are recorded as constants; here they become inputs of 
 import contextlib
 import functools
 import logging
+import operator
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -163,6 +164,28 @@ class Graph:
                         fx.map_arg(given, written.add)
         return written
 
+    def fail_softly(self) -> None:
+        """Has a factorization that fails (a Cholesky, say) give NaN, so that its step is seen not to be finite.
+
+        Run eagerly it raises. A compiled step that raises may have changed part of the state before, and a look at
+        whether it failed is one that no captured graph can take.
+        """
+        graph, aten = self.module.graph, torch.ops.aten
+        places = {node: place for place, node in enumerate(graph.nodes)}
+        for node in list(graph.nodes):
+            info = node.args[0] if node.target is aten._linalg_check_errors.default else None
+            if not isinstance(info, fx.Node) or info.target is not operator.getitem:
+                continue
+            factorized: Any = info.args[0]
+            for result in [user for user in factorized.users if user is not info and _is_floating(user)]:
+                users = [user for user in result.users if places.get(user, 0) > places[node]]
+                with graph.inserting_before(node):
+                    failed = graph.call_function(aten.any.default, (graph.call_function(aten.ne.Scalar, (info, 0)),))
+                    soft = graph.call_function(aten.where.ScalarSelf, (failed, float("nan"), result))
+                for user in users:
+                    user.replace_input_with(result, soft)
+            graph.erase_node(node)
+
     def compute_scalars_once(self) -> None:
         """Has scalars that whole tensors are combined with (a bias correction of Adam, say) computed once.
 
@@ -209,6 +232,11 @@ def _empty_like(like: Tensor, options: dict[str, Any]) -> Tensor:
 def _size_of(node: fx.Node) -> int:
     value = node.meta.get("val")
     return value.numel() if isinstance(value, Tensor) else 0
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _is_zero(node: fx.Node, zeros: set[fx.Node]) -> bool:
@@ -270,6 +298,7 @@ def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequen
         raise CompileError(difference)
     results = len(graph.outputs)
     graph.leave_out_zeros()
+    graph.fail_softly()
     graph.keep_noise()
     graph.compute_scalars_once()
     lifted = graph.lift(other)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppgen.errors import ConfigError
+from ppgen.state import numpy_stream, plain, python_stream
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -50,7 +51,7 @@ def all_random_states() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device) for device in _gpus()] if torch.cuda.is_initialized() else [],
-        "numpy": np.random.get_state(),
+        "numpy": plain(np.random.get_state()),
         "python": random.getstate(),
     }
 
@@ -60,8 +61,17 @@ def set_all_random_states(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     for device, found in zip(_gpus(), state["cuda"], strict=False):
         torch.cuda.set_rng_state(found, device)
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
+    np.random.set_state(numpy_stream(state["numpy"]))
+    random.setstate(python_stream(state["python"]))
+
+
+def draws_elsewhere(before: dict[str, Any]) -> bool:
+    """Whether NumPy's or Python's random stream has moved since `all_random_states`."""
+    now = all_random_states()
+    return now["python"] != before["python"] or any(
+        not torch.equal(one, other) if isinstance(one, Tensor) else one != other
+        for one, other in zip(now["numpy"], before["numpy"], strict=True)
+    )
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from ppgen.checkpoints import step_name
 from ppgen.data import Dataset
 from ppgen.devices import same_random_states
-from ppgen.errors import CheckpointError
+from ppgen.errors import CheckpointError, DivergedError
 from ppgen.evaluation.collapse import noticed
 from ppgen.evaluation.measures import Trained
 from ppgen.files import TEMPORARY, discard, storage_errors, write_new
@@ -31,7 +31,11 @@ def looked_at(record: Record, trained: Trained, data: Dataset, folder: RunFolder
 
     # a look must not change what comes after it: a stopped run looks more often than one that goes through
     with same_random_states():
-        record = {**record, **validated(trained, data)}
+        try:
+            record = {**record, **validated(trained, data)}
+        except DivergedError as error:
+            # the next step meets it too, and does what was asked for then
+            logger.warning("step %s: validation rows are left out: %s", f"{record['step']:,}", error)
     found = noticed([*folder.metrics(), record])
     if found is None:
         return record

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from ppgen import optimizers
 from ppgen.errors import CheckpointError, ConfigError
+from ppgen.state import plain, require, require_alike, require_tensors
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -50,15 +51,8 @@ class Player:
             raise ConfigError(f"player '{name}' has nothing to train: model, guide and objective have no parameters")
         self.leaves = leaves
         self.clip = optimizer.clip
-        made: Any = optimizer.factory(list(leaves.values())) if callable(optimizer.factory) else None
-        if not isinstance(made, torch.optim.Optimizer):
-            kind = type(optimizer.factory).__name__
-            raise ConfigError(f"expected a factory, functools.partial(torch.optim.Adam, lr=1e-3) say; got a {kind}")
-        self.optimizer: torch.optim.Optimizer = made
-        for group in self.optimizer.param_groups:
-            # a tensor, so that a compiled step reads the learning rate instead of freezing it
-            group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=next(iter(leaves.values())).device)
-        self.schedule = optimizer.schedule(self.optimizer) if optimizer.schedule else None
+        self.optimizer = optimizers.make_optimizer(optimizer.factory, list(leaves.values()), name)
+        self.schedule = optimizers.make_schedule(optimizer.schedule, self.optimizer, name)
 
     def state(self) -> list[Tensor]:
         """Returns the tensors that an update changes."""
@@ -93,8 +87,9 @@ class Player:
         saved = [{key: group[key] for key in ("lr", *plain) if key in group} for group in groups]
         for group in groups:
             group.update({key: value for key, value in plain.items() if key in group})
-            # Adam's plain implementation divides by its learning rate, which a schedule may bring to 0
-            group["lr"] = group["lr"].clamp(min=1e-30)
+            if "lr" in group:
+                # Adam's plain implementation divides by its learning rate, which a schedule may bring to 0
+                group["lr"] = group["lr"].clamp(min=1e-30)
         try:
             yield
         finally:
@@ -104,7 +99,8 @@ class Player:
     def scale_learning_rate(self, factor: float) -> None:
         """Multiplies the learning rate, now and in what the schedule still brings."""
         for group in self.optimizer.param_groups:
-            group["lr"].mul_(factor)
+            if "lr" in group:
+                group["lr"].mul_(factor)
         if self.schedule:
             self.schedule.base_lrs = [rate * factor for rate in self.schedule.base_lrs]
 
@@ -124,31 +120,28 @@ class Player:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the leaves, and what optimizer and scheduler keep."""
-        optimizer = self.optimizer.state_dict()
-        return {
-            "leaves": {name: leaf.detach().clone() for name, leaf in self.leaves.items()},
-            "optimizer": {"state": _cloned(optimizer["state"]), "param_groups": _cloned(optimizer["param_groups"])},
-            "schedule": _cloned(self.schedule.state_dict()) if self.schedule else None,
-        }
+        return {"leaves": plain(self.leaves), **optimizers.saved(self.optimizer, self.schedule)}
+
+    def require_own(self, state: Any) -> None:
+        """Checks that a state is one of this player, and changes nothing.
+
+        Raises:
+            CheckpointError: if the names or shapes of the leaves, or the kind of optimizer, are not the same.
+        """
+        require(state, "the state of a player", leaves=Mapping)
+        require_tensors(state["leaves"], "the leaves of a player")
+        require_alike(self.leaves, state["leaves"])
+        optimizers.require_own(state, self.optimizer, self.schedule)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`, in place.
 
         Raises:
-            CheckpointError: if the names or shapes of the leaves, or the kind of optimizer, are not the same.
+            CheckpointError: see `require_own`; nothing has changed.
         """
-        if (self.schedule is None) != (state["schedule"] is None):
-            raise CheckpointError("the checkpoint is of another optimizer: only one of the two has a schedule")
+        self.require_own(state)
         copy_into(self.leaves, state["leaves"])
-        lr = [group["lr"] for group in self.optimizer.param_groups]
-        # a copy: the optimizer would go on with the very tensors it is given
-        self.optimizer.load_state_dict(_cloned(state["optimizer"]))
-        for group, tensor in zip(self.optimizer.param_groups, lr, strict=True):
-            # the tensor that a compiled step and the scheduler hold
-            tensor.fill_(float(group["lr"]))
-            group["lr"] = tensor
-        if self.schedule:
-            self.schedule.load_state_dict(state["schedule"])
+        optimizers.load(state, self.optimizer, self.schedule)
 
 
 def make_players(groups: Mapping[str, dict[str, Tensor]], optimizer: OptimizerLike) -> dict[str, Player]:
@@ -172,6 +165,18 @@ def make_players(groups: Mapping[str, dict[str, Tensor]], optimizer: OptimizerLi
     return {name: Player(name, leaves, _optimizer_of(name, optimizer)) for name, leaves in groups.items()}
 
 
+def check_optimizers(optimizer: Any) -> None:
+    """Refuses optimizers that cannot be used, as far as that shows before there are parameters.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    for given in optimizer.values() if isinstance(optimizer, Mapping) else [optimizer]:
+        found = given if isinstance(given, Optimizer) else Optimizer(ADAM if given is None else given)
+        optimizers.check_optimizer(found.factory)
+        optimizers.check_schedule(found.schedule)
+
+
 def gradients_of(losses: Mapping[str, Tensor], players: Mapping[str, Player]) -> Gradients:
     """Differentiates the losses of one phase, each by the leaves of its player.
 
@@ -186,8 +191,61 @@ def gradients_of(losses: Mapping[str, Tensor], players: Mapping[str, Player]) ->
             raise ConfigError(f"the loss of player '{player}' depends on no parameter")
         leaves = list(players[player].leaves.values())
         keep = position < len(losses)
-        gradients[player] = list(torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True))
+        found = torch.autograd.grad(loss, leaves, retain_graph=keep, allow_unused=True)
+        gradients[player] = [g.to_dense() if g is not None and g.is_sparse else g for g in found]
     return gradients
+
+
+@torch.no_grad()
+def update(
+    players: Mapping[str, Player], gradients: Gradients, norms: Mapping[str, Tensor], finite: Tensor | None
+) -> None:
+    """Moves players by their gradients.
+
+    Args:
+        players: those that move.
+        gradients: of each.
+        norms: of the gradients of each.
+        finite: nobody moves where it is false, without a look at it; None if it is known to be true.
+    """
+    moved = [] if finite is None else [tensor for player in players.values() for tensor in player.state()]
+    saved = [tensor.clone() for tensor in moved]
+    for name, found in gradients.items():
+        players[name].update(found, norms[name])
+    for tensor, old in zip(moved, saved, strict=True):
+        tensor.copy_(torch.where(finite, without_denormals(tensor), old))  # type: ignore[arg-type]
+
+
+def kept_besides(players: Mapping[str, Player], kept: Mapping[str, Tensor], clock: Tensor) -> dict[str, Tensor]:
+    """Returns what programs keep besides the leaves of players and the number of steps."""
+    own = {id(leaf) for player in players.values() for leaf in player.leaves.values()} | {id(clock)}
+    return {name: tensor for name, tensor in kept.items() if id(tensor) not in own}
+
+
+def require_own(
+    state: Mapping[str, Any], players: Mapping[str, Player], kept: Mapping[str, Tensor], *, averaged: bool
+) -> None:
+    """Checks that the state of a trainer is that of these players, and of one with an average or without.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    saved = state["players"]
+    if saved.keys() != players.keys():
+        raise CheckpointError(
+            f"the checkpoint is of another objective: it has players {', '.join(map(str, saved))};"
+            f" expected {', '.join(players)}"
+        )
+    for name, player in players.items():
+        player.require_own(saved[name])
+    leaves = {name: leaf for player in players.values() for name, leaf in player.leaves.items()}
+    if averaged != bool(state["average"]):
+        raise CheckpointError("the checkpoint is of another trainer: only one of the two keeps an average of weights")
+    require_alike(kept, state["buffers"])
+    statistics = {name: buffer for name, buffer in kept.items() if averaged and _is_statistic(name, buffer)}
+    # older states have no averages of statistics: they begin at their last values
+    older = {name: state["buffers"][name] for name in statistics.keys() - state["average"].keys()}
+    require_alike({**leaves, **statistics} if averaged else {}, {**state["average"], **older})
 
 
 def named_gradients(players: Mapping[str, Player], gradients: Gradients) -> dict[str, Tensor]:
@@ -332,18 +390,7 @@ def copy_into(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: if the names or shapes are not the same.
     """
-    if own.keys() != saved.keys():
-        names = ", ".join(sorted(own.keys() ^ saved.keys())[:3])
-        raise CheckpointError(f"the checkpoint is of another program: parameters differ ({names})")
-    for name, tensor in own.items():
-        if tensor.shape != saved[name].shape:
-            raise CheckpointError(
-                f"the checkpoint is of another program: '{name}' has shape {tuple(saved[name].shape)} there,"
-                f" {tuple(tensor.shape)} here"
-            )
-        with torch.no_grad():
+    require_alike(own, saved)
+    with torch.no_grad():
+        for name, tensor in own.items():
             tensor.copy_(saved[name])
-
-
-def _cloned(state: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), state)

@@ -21,7 +21,8 @@ from ppgen.guides.points import PosteriorDraws
 from ppgen.processes import Processes
 from ppgen.programs import Batch, Program
 from ppgen.programs.points import Latents, latents_of
-from ppgen.streams import map_tensors
+from ppgen.state import plain, require, require_chain
+from ppgen.streams import place
 
 if TYPE_CHECKING:
     from ppgen.recipes import Recipe
@@ -171,7 +172,7 @@ class Sampler:
         """
         if self._batch is not None:
             return
-        batch = map_tensors(lambda tensor: tensor.to(self.device), batch)
+        batch = place(batch, self.device)
         with self._running():
             latents = latents_of(self.model, batch)
             trained = list(programs.leaves(self.model, self.model))
@@ -360,22 +361,20 @@ class Sampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the finished chains."""
-        chains = [{**vars(chain), "draws": dict(chain.draws)} for chain in self.chains]
-        return {"steps": len(chains) * self.sampling.length, "chains": chains}
+        return {"steps": len(self.chains) * self.sampling.length, "chains": plain([vars(c) for c in self.chains])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`.
-
-        Raises:
-            CheckpointError: if the chains are of another model or of another length.
-        """
-        self.chains = [Chain(**map_tensors(lambda tensor: tensor.to(self.device), chain)) for chain in state["chains"]]
-        for chain in self.chains:
-            if chain.draws.keys() != set(self.latents.continuous) or len(chain.diverging) != self.sampling.draws:
+        """Restores `state_dict`; a `CheckpointError` of one that is none, or of another model, changes nothing."""
+        require(state, steps=int, chains=(list, tuple))
+        for chain in state["chains"]:
+            length = require_chain(chain)
+            if chain["draws"].keys() != set(self.latents.continuous) or length != self.sampling.draws:
+                names = ", ".join(self.latents.continuous)
                 raise CheckpointError(
-                    f"the checkpoint is of another model or length: it has {len(chain.diverging)} draws of"
-                    f" {', '.join(chain.draws)}; expected {self.sampling.draws} of {', '.join(self.latents.continuous)}"
+                    "the checkpoint is of another model or length: it has"
+                    f" {length} draws of {', '.join(chain['draws'])}; expected {self.sampling.draws} of {names}"
                 )
+        self.chains = [Chain(**place(chain, self.device)) for chain in state["chains"]]
         self.steps, self._chain = len(self.chains) * self.sampling.length, None
         self._show_draws()
 

@@ -20,6 +20,7 @@ from ppgen.compilation import (
 )
 from ppgen.errors import ConfigError
 from ppgen.processes import Processes
+from ppgen.state import require_decision
 from ppgen.streams import map_tensors, tensors_of
 
 Compile = Literal["auto", "on", "off"]
@@ -43,6 +44,11 @@ SIZE_TOLERANCE = 0.05
 """Largest relative difference between the sizes of their moves."""
 MOVE_TOLERANCE = 0.5
 """Largest relative difference between their moves: Adam turns a gradient near 0 into a step of either sign."""
+
+ROUNDING = 2.0**-23
+"""Moves of this share of the tensors' own size are what float32 rounds away."""
+SMALLEST_MOVE = 1e-20
+"""Moves that are nothing even from 0."""
 
 logger = logging.getLogger("ppgen")
 
@@ -74,13 +80,19 @@ class Stepper:
         self.compiling_seconds = 0.0
         self._functions: dict[Kind, _CompiledPhase] = {}
         self._seen: dict[int, dict[str, int]] = {}
+        self._last: tuple[int, dict[str, int]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the decision, and of what shapes the batches of each phase have been."""
         return {"compiled": self.compiled, "seen": {index: dict(seen) for index, seen in self._seen.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over the decision of an earlier part of the run, and forgets functions of other tensors."""
+        """Takes over the decision of an earlier part of the run, and forgets functions of other tensors.
+
+        Raises:
+            CheckpointError: if it is no such state; nothing has changed.
+        """
+        require_decision(state)
         self.resume(state["compiled"])
         self._seen = {index: dict(seen) for index, seen in state["seen"].items()}
         self._functions.clear()
@@ -137,6 +149,7 @@ class Stepper:
             ConfigError: if the phase cannot be compiled and the mode is "on".
         """
         kind = (index, _kind(batch))
+        self._last = None
         function = self._functions.get(kind)
         if function is not None and step not in CHECKED_STEPS:
             return function(batch)
@@ -154,9 +167,19 @@ class Stepper:
                 return phase(batch)
         return self._checked(function, phase, batch, state(), step)
 
+    def forget_last(self) -> None:
+        """Forgets that the last batch was seen: its step is not to have been."""
+        if self._last is not None:
+            index, seen = self._last
+            self._seen[index] = seen
+            if not seen:
+                del self._seen[index]
+            self._last = None
+
     def _is_repeated(self, kind: "Kind") -> bool:
         """Whether batches of this kind are worth a compilation: the first of a phase, others once they keep coming."""
         seen = self._seen.setdefault(kind[0], {})
+        self._last = kind[0], dict(seen)
         name = str(kind[1])
         seen[name] = min(seen.get(name, 0) + 1, REPEATED)
         return name == next(iter(seen)) or seen[name] == REPEATED
@@ -258,7 +281,9 @@ def _difference(
         chosen = [i for i, tensor in enumerate(after) if tensor.requires_grad == leaves]
         old, new, right = ([tensors[i] for i in chosen] for tensors in (before, after, expected))
         size, own, apart = _distance(right, old), _distance(new, old), _distance(new, right)
-        if apart > MOVE_TOLERANCE * size or abs(own - size) > SIZE_TOLERANCE * size:
+        # where nothing moves, by a learning rate of 0 say, what is left is rounding
+        floor = ROUNDING * _norm(old) + SMALLEST_MOVE
+        if apart > MOVE_TOLERANCE * size + floor or abs(own - size) > SIZE_TOLERANCE * size + floor:
             return f"compiled and eager move the parameters differently (by {own:.3g} and {size:.3g})"
     return None
 
@@ -266,3 +291,8 @@ def _difference(
 @torch.no_grad()
 def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float((a.double() - b.double()).square().sum()) for a, b in zip(ones, others, strict=True)))
+
+
+@torch.no_grad()
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppgen.errors import DataError
@@ -60,6 +61,21 @@ def tensors_of(batch: Any) -> list[Tensor]:
         return [batch]
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+def place(batch: Any, device: torch.device) -> Any:
+    """Returns a batch whose tensors are on a device."""
+    return map_tensors(lambda tensor: tensor.to(device), batch)
+
+
+def rows_in(batch: Any) -> int:
+    """Returns the length of the longest column of a batch; 1 if it has none.
+
+    >>> import torch
+    >>> rows_in({"x": torch.zeros(3, 2), "scale": torch.tensor(1.0)})
+    3
+    """
+    return max((len(tensor) for tensor in tensors_of(batch) if tensor.dim()), default=1)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -12,20 +11,21 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
 from ppgen import compilation, devices, players, programs
+from ppgen.cautions import Cautions
 from ppgen.distribution import DataParallel, Outcome
-from ppgen.errors import CheckpointError, DivergedError
+from ppgen.divergence import restored_on_failure, tried
 from ppgen.objectives import Objective, as_objective
-from ppgen.players import Average, Gradients, OptimizerLike, Player, copy_into, make_players, without_denormals
+from ppgen.players import Average, Gradients, OptimizerLike, Player, copy_into, make_players
 from ppgen.precision import TOLERANCES, arithmetic, backend, choose_precision
 from ppgen.processes import Processes
 from ppgen.programs import Batch, Program
+from ppgen.state import plain, require_whole
 from ppgen.stepping import Compile, Phase, Stepper
-from ppgen.streams import map_tensors, stream
+from ppgen.streams import place, rows_in, stream
+from ppgen.watching import Subject, Watch
 
 Metrics = dict[str, float]
 Scalars = dict[str, Tensor]
-
-logger = logging.getLogger("ppgen")
 
 
 class Trainer:
@@ -42,13 +42,12 @@ class Trainer:
         precision: of matrix products, "fp32", "tf32" (GPU) or "bf16"; all else, densities and optimizer included, is
             float32. "auto" is "bf16" where the device is fast at it.
         compile: "auto" compiles the step where it can be and pays; "on" makes it an error where it cannot be.
-        nonfinite: what a loss or gradient that is not finite does: "raise" stops with the state before that step,
-            "skip" leaves that step out.
+        nonfinite: what a loss or gradient that is not finite does, or one that cannot be computed: "raise" stops with
+            the state before that step, "skip" leaves that step out.
         processes: those that train together, each on its rows of the batches, which are the same in all of them.
 
     Attributes:
         steps: how many steps were taken.
-        skipped: how many of them were left out because they were not finite.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -83,6 +82,7 @@ class Trainer:
         nonfinite: Literal["raise", "skip"] = "raise",
         processes: Processes | None = None,
     ) -> None:
+        players.check_optimizers(optimizer)
         self.device = devices.choose_device(device)
         self.precision = choose_precision(precision, self.device)
         self.model, self.guide = model, guide
@@ -95,7 +95,6 @@ class Trainer:
         self._horizon = total_steps
         self.nonfinite = nonfinite
         self.steps = 0
-        self.skipped = 0
         self._optimizer = optimizer
         self._phases = tuple(self.objective.phases())
         # by its first place: a phase that comes several times in a step is compiled once
@@ -104,11 +103,26 @@ class Trainer:
         self._players: dict[str, Player] = {}
         self._average = Average(average)
         self._buffers: dict[str, Tensor] = {}
+        self._latest: Batch = None
         self._stepper = Stepper(compile, tolerance=TOLERANCES[self.precision], processes=processes)
         self._parallel = DataParallel(processes, self._outcome, tolerance=TOLERANCES[self.precision])
         self._pending: dict[str, Any] | None = None
         self._rules = programs.BatchRules(model, guide)
-        self._unchecked: list[tuple[int, int, Batch, Tensor, Tensor]] = []
+        self._cautions = Cautions(model, guide, self.objective)
+        self._watch = Watch(self._subject(), raising=nonfinite == "raise")
+
+    def _subject(self) -> Subject:
+        return Subject(
+            self.device,
+            self._store,
+            lambda: self._players,
+            self._state,
+            self._ready,
+            lambda index, batch: self._losses(index, batch)[:2],
+            self._stepper.forget_last,
+            self._parts,
+            alone=self._parallel.processes.size == 1,
+        )
 
     @property
     def param_store(self) -> ParamStoreDict:
@@ -126,6 +140,11 @@ class Trainer:
         return self._stepper.compiling_seconds
 
     @property
+    def skipped(self) -> int:
+        """How many steps were left out because they were not finite."""
+        return self._watch.skipped
+
+    @property
     def leaves(self) -> dict[str, Tensor]:
         """Every trainable tensor by name."""
         return {name: leaf for player in self._players.values() for name, leaf in player.leaves.items()}
@@ -138,23 +157,27 @@ class Trainer:
         """
         if self._players:
             return
-        batch = self._placed(batch)
-        parts: dict[str, Program] = {"model": self.model, "guide": self.guide, "objective": self.objective}
-        kept = list(programs.buffers(parts).values())
-        saved = [tensor.clone() for tensor in kept]
-        with self._store.active():
+        batch = place(batch, self.device)
+        streams = devices.all_random_states()
+        with tried(self._parts), self._store.active():
             self.objective.setup(self.model, self.guide, batch)
             groups = self.objective.players(self.model, self.guide, batch)
-        # the statistics of a batch normalisation, say, do not count this run
-        compilation.restore(kept, saved)
-        self._players = make_players(groups, self._optimizer)
-        programs.report_untrained_modules(self.leaves.values(), self.model, self.guide)
-        own = {id(tensor) for tensor in (*self.leaves.values(), self.objective.step)}
-        self._buffers = {name: tensor for name, tensor in programs.buffers(parts).items() if id(tensor) not in own}
-        self._average.start(self.leaves, self._buffers)
+        self._watch.all_streams = devices.draws_elsewhere(streams)
+        made = make_players(groups, self._optimizer)
+        kept = players.kept_besides(made, programs.buffers(self._parts), self.objective.step)
         if self._pending is not None:
-            self.load_state_dict(self._pending)
-            self._pending = None
+            players.require_own(self._pending, made, kept, averaged=self._average.decay is not None)
+        self._players, self._buffers = made, kept
+        programs.report_untrained_modules(self.leaves.values(), self.model, self.guide)
+        self._average.start(self.leaves, self._buffers)
+        self._cautions.look(batch, self._store, self._buffers)
+        if self._pending is not None:
+            state, self._pending = self._pending, None
+            self._restore(state)
+
+    @property
+    def _parts(self) -> dict[str, Program]:
+        return {"model": self.model, "guide": self.guide, "objective": self.objective}
 
     def plan(self, batch: Batch) -> None:
         """Decides `compiled` before the first step, from the cost of eager steps and ``total_steps``.
@@ -162,12 +185,11 @@ class Trainer:
         Parameters and random streams stay as they were. Without it, the decision falls at the second step.
         """
         self.setup(batch)
-        random_states = devices.all_random_states()
         phases: dict[Phase, int] = {functools.partial(self._advance, i): self._order.count(i) for i in {*self._order}}
         remaining = None if self._horizon is None else self._horizon - self.steps
-        part, *_ = [self._parallel.part(i, self._placed(batch), step=self.steps + 1) for i in {*self._order}]
-        self._stepper.plan(phases, part, [*self._state(), self.objective.step], remaining)
-        devices.set_all_random_states(random_states)
+        part, *_ = [self._parallel.part(i, place(batch, self.device), step=self.steps + 1) for i in {*self._order}]
+        with devices.same_random_states(), self._store.unchanged():
+            self._stepper.plan(phases, part, [*self._state(), self.objective.step], remaining)
         if self.steps == 0:
             for player in self._players.values():
                 player.optimizer.state.clear()
@@ -189,9 +211,6 @@ class Trainer:
         """What Pyro's own ELBOs keep in the store, such as running baselines."""
         own = {id(leaf) for leaf in self.leaves.values()}
         return {name: tensor for name, tensor in self._store.unconstrained().items() if id(tensor) not in own}
-
-    def _placed(self, batch: Batch) -> Batch:
-        return map_tensors(lambda tensor: tensor.to(self.device), batch)
 
     def fit(
         self,
@@ -234,6 +253,7 @@ class Trainer:
 
     def _report(self, recent: list[dict[str, Tensor]]) -> Metrics:
         self.check_finite()
+        self._cautions.look(self._latest, self._store, self._buffers)
         means = {name: float(torch.stack([r[name] for r in recent if name in r]).mean()) for name in recent[-1]}
         return {"step": self.steps, **means}
 
@@ -245,17 +265,24 @@ class Trainer:
             tensors on the device.
 
         Raises:
-            DivergedError: if a loss or gradient is not finite; the state is that before the phase it belongs to.
+            DivergedError: if a loss or gradient is not finite, or fails to be computed. The state, random streams
+                included, is that before the step; in a game, before the phase that failed, earlier ones have moved
+                their players. A GPU is looked at every 50 steps: later ones have then been taken without that one.
+            ConfigError: if batch normalisation is given one row.
             StopIteration: if there are not enough batches left; nothing has changed.
         """
         results: dict[str, Tensor] = {}
-        drawn = [self._placed(next(batches)) for _ in self._phases]
+        drawn = [place(next(batches), self.device) for _ in self._phases]
         self.setup(drawn[0])
+        self._latest = drawn[0]
         self._rules.keep(drawn, getattr(batches, "rows", None), self._store, self.objective)
         if self.compiled is None and self.steps > 0:
-            self.plan(drawn[0])
+            # a step that fails does so below, too
+            with contextlib.suppress(ArithmeticError, RuntimeError, ValueError):
+                self.plan(drawn[0])
         for index, batch in zip(self._order, drawn, strict=True):
-            results |= self._run(index, batch)
+            attempt = functools.partial(self._attempt, index, batch)
+            results |= self._watch.run(attempt, index, batch, step=self.steps + 1)
         self.steps += 1
         self.objective.step.add_(1)
         changed = [player.advance() for player in self._players.values()]
@@ -263,16 +290,12 @@ class Trainer:
             self._stepper.stay_eager("the schedule changes more of the optimizer than its learning rate")
         return results
 
-    def _run(self, index: int, batch: Batch) -> dict[str, Tensor]:
-        before, advance = devices.random_state(self.device), functools.partial(self._advance, index)
-        with backend(self.precision, self.device):
+    def _attempt(self, index: int, batch: Batch) -> dict[str, Tensor]:
+        advance = functools.partial(self._advance, index)
+        watched = self._cautions.watching(rows_in(batch)) if self.steps == 0 else contextlib.nullcontext()
+        with backend(self.precision, self.device), watched:
             part = self._parallel.part(index, batch, step=self.steps + 1)
-            results = self._stepper.run(index, advance, part, self._state, step=self.steps + 1)
-        self._unchecked.append((self.steps + 1, index, batch, before, results.pop("finite")))
-        # on a CPU looking costs nothing; a GPU is not made to wait
-        if self.device.type == "cpu" or len(self._unchecked) >= 50:
-            self.check_finite()
-        return results
+            return self._stepper.run(index, advance, part, self._state, step=self.steps + 1)
 
     def _outcome(self, index: int, batch: Batch) -> Outcome:
         """Runs one phase without a step; nothing changes."""
@@ -294,31 +317,25 @@ class Trainer:
     def _advance(self, index: int, batch: Batch) -> dict[str, Tensor]:
         """Runs one phase: losses, gradients, updates. A step that is not finite changes nothing."""
         with self._ready():
-            return self._advanced(index, batch)
-
-    def _advanced(self, index: int, batch: Batch) -> dict[str, Tensor]:
-        # on a CPU a look is free, unless the step is being recorded; at first there are no moments yet to be kept
-        masked = torch.compiler.is_compiling() or (self.device.type != "cpu" and self.steps > 0)
-        buffers = {name: tensor.clone() for name, tensor in self._buffers.items()}
-        with self._parallel.shared(index, batch):
-            losses, gradients, metrics = self._losses(index, batch)
-        losses, gradients, metrics = self._parallel.mean(losses, gradients, metrics)
-        with torch.no_grad():
-            norms = {player: self._players[player].norm(g) for player, g in gradients.items()}
-            finite = torch.stack([*losses.values(), *norms.values()]).isfinite().all()
-            if masked or finite:
-                moved = [t for player in losses for t in self._players[player].state()] if masked else []
-                saved = [tensor.clone() for tensor in moved]
-                for player, g in gradients.items():
-                    self._players[player].update(g, norms[player])
-                for tensor, old in zip(moved, saved, strict=True):
-                    tensor.copy_(torch.where(finite, without_denormals(tensor), old))
-                self._average.follow([self._players[player] for player in losses], self.objective.step, finite)
-            players.undo_unless(finite, self._buffers, buffers)
-            self._average.follow_buffers(self._buffers if index == self._order[-1] else {}, self.objective.step, finite)
-        results = {players.label("loss", player): loss.detach() for player, loss in losses.items()}
-        results |= {players.label("gradient_norm", player): norm for player, norm in norms.items()}
-        return results | metrics | {"finite": finite}
+            # on a CPU a look is free, unless the step is being recorded; at first no moments are there to be kept
+            masked = torch.compiler.is_compiling() or (self.device.type != "cpu" and self.steps > 0)
+            buffers = {name: tensor.clone() for name, tensor in self._buffers.items()}
+            with restored_on_failure(self._buffers, buffers), self._parallel.shared(index, batch):
+                losses, gradients, metrics = self._losses(index, batch)
+            losses, gradients, metrics = self._parallel.mean(losses, gradients, metrics)
+            with torch.no_grad():
+                norms = {player: self._players[player].norm(g) for player, g in gradients.items()}
+                finite = torch.stack([*losses.values(), *norms.values()]).isfinite().all()
+                if masked or finite:
+                    moving = {player: self._players[player] for player in losses}
+                    players.update(moving, gradients, norms, finite if masked else None)
+                    self._average.follow(moving.values(), self.objective.step, finite)
+                players.undo_unless(finite, self._buffers, buffers)
+                shown = self._buffers if index == self._order[-1] else {}
+                self._average.follow_buffers(shown, self.objective.step, finite)
+            results = {players.label("loss", player): loss.detach() for player, loss in losses.items()}
+            results |= {players.label("gradient_norm", player): norm for player, norm in norms.items()}
+            return results | metrics | {"finite": finite}
 
     def check_finite(self) -> None:
         """Looks whether the steps since the last look were finite.
@@ -326,27 +343,7 @@ class Trainer:
         Raises:
             DivergedError: if one was not, naming step, site and rows (under "skip" it is only counted).
         """
-        unchecked, self._unchecked = self._unchecked, []
-        for step, index, batch, random_state, finite in unchecked:
-            if finite:
-                continue
-            where = self._explain(index, batch, random_state)
-            if self.nonfinite == "raise":
-                raise DivergedError(f"the loss is not finite at step {step}: {where}")
-            self.skipped += 1
-            logger.warning("step %d was skipped, its loss is not finite: %s", step, where)
-
-    def _explain(self, index: int, batch: Batch, random_state: Tensor) -> str:
-        now = devices.random_state(self.device)
-        devices.set_random_state(self.device, random_state)
-        try:
-            with self._ready(), compilation.preserved(self._state()):
-                if place := self.objective.explain(self.model, self.guide, batch):
-                    return place
-                losses, gradients, _ = self._losses(index, batch)
-            return players.first_nonfinite(self._players, losses, gradients)
-        finally:
-            devices.set_random_state(self.device, now)
+        self._watch.check()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -357,6 +354,7 @@ class Trainer:
             self._store.active(),
             programs.quiet(),
             torch.no_grad(),
+            self._watch.judging(self._latest),
         ):
             yield
 
@@ -369,9 +367,9 @@ class Trainer:
             "skipped": self.skipped,
             "stepper": self._stepper.state_dict(),
             "players": {name: player.state_dict() for name, player in self._players.items()},
-            "average": {name: tensor.clone() for name, tensor in self._average.tensors.items()},
-            "buffers": {name: tensor.detach().clone() for name, tensor in self._buffers.items()},
-            "store": {name: tensor.detach().clone() for name, tensor in self._extra().items()},
+            "average": plain(self._average.tensors),
+            "buffers": plain(self._buffers),
+            "store": plain(self._extra()),
             "random": devices.all_random_states(),
         }
 
@@ -379,22 +377,23 @@ class Trainer:
         """Restores `state_dict`; before `setup` it takes effect at its end.
 
         Raises:
-            CheckpointError: if the state is of another program.
+            CheckpointError: if it is no such state, or that of another program; nothing has changed.
         """
-        self.steps, self.skipped = state["steps"], state["skipped"]
-        if not self._players:
+        require_whole(state)
+        if self._players:
+            players.require_own(state, self._players, self._buffers, averaged=self._average.decay is not None)
+            self._restore(state)
+        else:
             self._pending = state
-            return
-        if state["players"].keys() != self._players.keys():
-            raise CheckpointError(
-                f"the checkpoint is of another objective: it has players {', '.join(state['players'])};"
-                f" expected {', '.join(self._players)}"
-            )
+        self.steps = state["steps"]
+        self._watch.restart(state["skipped"])
+
+    def _restore(self, state: dict[str, Any]) -> None:
         for name, player in self._players.items():
             player.load_state_dict(state["players"][name])
         self._average.load(state["average"], state["buffers"])
         copy_into(self._buffers, state["buffers"])
         self._store.add(state["store"], self.device)
-        self.objective.step.fill_(self.steps)
+        self.objective.step.fill_(state["steps"])
         self._stepper.load_state_dict(state["stepper"])
         devices.set_all_random_states(state["random"])

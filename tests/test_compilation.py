@@ -135,7 +135,12 @@ def test_compiled_equals_eager_and_resumes_exactly(case: str) -> None:
 
 @needs_compiler
 def test_a_compiled_game_keeps_players_apart_and_a_nan_out() -> None:
-    compiled, eager = game("on"), game("off")
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 30, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    compiled, eager = game("on", model=model), game("off", model=model)
     found = []
     for trainer in (compiled, eager):
         torch.manual_seed(1)

@@ -272,8 +272,11 @@ def _ends(joint: Joint, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], 
             for row in (term[0], term[-1])
         )
         for leaf, one, other in zip(tensors, first, last, strict=True):
-            if one is not None and other is not None and _are_apart(one != 0, other != 0, len(term)):
-                found[name, leaf] = one != 0, other != 0
+            if one is None or other is None:
+                continue
+            ends = one.to_dense() != 0, other.to_dense() != 0  # those of an embedding may be sparse
+            if _are_apart(*ends, len(term)):
+                found[name, leaf] = ends
     return found
 
 

@@ -78,11 +78,19 @@ class Store:
     @contextlib.contextmanager
     def unchanged(self) -> Iterator[None]:
         """Forgets at its end what was put into this store within it."""
-        before = {kind: dict(named) for kind, named in self._state.items()}
+        before = self.content()
         try:
             yield
         finally:
-            self._state.update(before)
+            self.put_back(before)
+
+    def content(self) -> dict[str, dict[str, Any]]:
+        """Returns which tensors are in it now."""
+        return {kind: dict(named) for kind, named in self._state.items()}
+
+    def put_back(self, content: Mapping[str, dict[str, Any]]) -> None:
+        """Restores `content`."""
+        self._state.update({kind: dict(named) for kind, named in content.items()})
 
     def unconstrained(self) -> dict[str, Tensor]:
         """Returns the tensors that are optimised, by name."""

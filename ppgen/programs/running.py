@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppgen.errors import ConfigError, DataError
+from ppgen.programs.borders import border_of
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.joint import (
     LOCAL_PARTICLES,
@@ -253,7 +254,9 @@ def first_nonfinite(
                 return f"{role} site '{name}' ({str(error).splitlines()[0]})"
             if bad.any():
                 rows = bad.nonzero()[:, -1].unique().tolist() if bad.dim() and joint.is_local(name) else []
-                return f"{role} site '{name}'" + (f", rows {_shortened(rows)}" if rows else "")
+                cause = border_of(site, bad)
+                where = f"{role} site '{name}'" + (f", rows {_shortened(rows)}" if rows else "")
+                return where + (f" ({cause})" if cause else "")
     return None
 
 
