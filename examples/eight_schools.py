@@ -66,7 +66,9 @@ def recipe(data: Dataset, *, learning_rate: float = 0.02) -> Recipe:
     """
     automatic = AutoNormal(model, create_plates=schools)
     optimizer = adam(learning_rate, schedule="cosine")
-    return Recipe(model, automatic, ELBO(), data=own(data), optimizer=optimizer, epochs=3000, particles=1000, whole=True)
+    return Recipe(
+        model, automatic, ELBO(), data=own(data), optimizer=optimizer, epochs=3000, particles=1000, whole=True
+    )
 
 
 def by_hand(data: Dataset, *, learning_rate: float = 0.02) -> Recipe:
