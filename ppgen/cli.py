@@ -125,7 +125,13 @@ def train(
             return
         with failures.memory_of(resolved.options, prefix="--set "):
             if begun := begun_folder(processes):  # by processes of which one was killed
-                made = open_run(begun, request.recipe if ":" in request.recipe else None, None, processes)
+                made = open_run(
+                    begun,
+                    request.recipe if ":" in request.recipe else None,
+                    None,
+                    processes=processes,
+                    untrained=True,
+                )
             else:
                 made = Run.create(request, out, processes=processes)
             _train_and_judge(made, interruption, as_json=as_json)
@@ -200,10 +206,23 @@ def sweep(
     help="Go on with more or fewer processes than before: results differ by rounding.",
 )
 @as_json
-def resume(run: str, recipe: str | None, data_root: str | None, change_processes: bool, as_json: bool) -> None:
-    """Go on with RUN, a run folder, exactly where it stopped; judge a finished one again."""
+@click.option("--epochs", metavar="N", type=AT_LEAST_1, help="Make the run so many passes long.")
+@click.option("--steps", metavar="N", type=AT_LEAST_1, help="Make the run so many steps long, those taken included.")
+def resume(
+    run: str,
+    recipe: str | None,
+    data_root: str | None,
+    change_processes: bool,
+    as_json: bool,
+    epochs: int | None,
+    steps: int | None,
+) -> None:
+    """Go on with RUN, a run folder, exactly where it stopped; judge a finished one again, or make it longer.
+
+    With --epochs or --steps it ends as if it had been so long from the start, unless its learning rate depends on that.
+    """
     with heeded() as interruption, _together() as processes:
-        opened = open_run(run, recipe, data_root, processes)
+        opened = open_run(run, recipe, data_root, processes=processes, untrained=True, epochs=epochs, steps=steps)
         if not change_processes:
             opened.require_processes()
         with failures.memory_of(opened.config.options, prefix="--set "):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
@@ -10,7 +10,6 @@ from ppgen import display, failures
 from ppgen.options import AT_LEAST_1, FILE, as_json, data_root, own_recipe
 
 if TYPE_CHECKING:
-    from ppgen.processes import Processes
     from ppgen.runs import Record, Run
 
 MEASURES = (
@@ -21,13 +20,13 @@ MEASURES = (
 SPLITS = ("train", "validation", "test", "all")
 
 
-def open_run(run: str, recipe: str | None, data_root: str | None, processes: "Processes | None" = None) -> "Run":
-    """Opens a run folder, and says so if that runs code of the user's own."""
+def open_run(run: str, recipe: str | None, data_root: str | None, **options: Any) -> "Run":
+    """Opens a run folder, and says so if that runs code of the user's own; ``options`` are those of `Run.open`."""
     from ppgen.runs import Run
 
     if recipe:
         display.say(f"Running the code of {recipe.rpartition(':')[0]}.")
-    return Run.open(run, recipe=recipe, data_root=data_root, processes=processes)
+    return Run.open(run, recipe=recipe, data_root=data_root, **options)
 
 
 def show(document: "Record", run: "Run", *, as_json: bool) -> None:

@@ -3,7 +3,6 @@
 import io
 import math
 import os
-import secrets
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from ppgen.data import Columns, Dataset
 from ppgen.errors import ConfigError, StorageError
 from ppgen.evaluation import arviz, missing_density
 from ppgen.evaluation.slices import count_rows, few, seeded, without
+from ppgen.files import replace_file, storage_errors
 from ppgen.programs import Program
 from ppgen.runs import Run
 from ppgen.sampling import Sampler
@@ -136,16 +136,16 @@ def write_samples(run: Run, path: Path, rows: int, *, label: str | None = None, 
     if path.suffix != ".npz" and "x" not in means:
         raise ConfigError(f"the model has no data site 'x' but {', '.join(means)}: choose a file ending in .npz")
     if path.suffix == ".png":
-        replace_file(path, _png(means["x"], run))
+        write_file(path, _png(means["x"], run))
     elif path.suffix == ".npy":
         buffer = io.BytesIO()
         np.save(buffer, drawn["x"].numpy(), allow_pickle=False)
-        replace_file(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
     else:
         buffer = io.BytesIO()
         arrays = drawn | {f"{name}_mean": mean for name, mean in means.items()}
         np.savez_compressed(buffer, allow_pickle=False, **{name: value.numpy() for name, value in arrays.items()})
-        replace_file(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
 
 
 def _png(images: Tensor, run: Run) -> bytes:
@@ -166,16 +166,10 @@ def _png(images: Tensor, run: Run) -> bytes:
     return buffer.getvalue()
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """Writes a file in the place of what may be there; `StorageError` if it cannot be."""
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with storage_errors(path, "choose another --out", doing="write"):
+        replace_file(path, content)
 
 
 def write_arviz(run: Run, path: Path) -> str:

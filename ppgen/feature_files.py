@@ -15,7 +15,7 @@ from ppgen.data import Columns, Dataset
 from ppgen.data.datasets import SPLITS
 from ppgen.errors import ConfigError, DataError
 from ppgen.evaluation.embedding import embed
-from ppgen.exports import LABEL, replace_file
+from ppgen.exports import LABEL, write_file
 from ppgen.runs import Run
 
 FORMATS = (".npz", ".csv")
@@ -106,7 +106,7 @@ def write_features(run: Run, rows: Rows, path: Path, *, label: str = LABEL, seed
     for name, column in known.items():
         if column is not None:
             arrays[f"{name}_known" if name in arrays else name] = column.cpu().numpy()
-    replace_file(path, _npz(arrays) if path.suffix == ".npz" else _csv(arrays))
+    write_file(path, _npz(arrays) if path.suffix == ".npz" else _csv(arrays))
     sizes = ", ".join(f"{name} ({' x '.join(map(str, value.shape[1:])) or '1'})" for name, value in features.items())
     return f"features of {len(next(iter(features.values()))):,} rows: {sizes}"
 

@@ -19,27 +19,53 @@ SAFE_OPEN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, remedy: str) -> Iterator[None]:
+def storage_errors(path: Path, remedy: str, *, doing: str = "use") -> Iterator[None]:
     """Turns an OSError into a StorageError that names the path and the remedy."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"cannot use {path}: {reason(error)}: {remedy}") from error
+        raise StorageError(f"cannot {doing} {path}: {reason(error)}: {remedy}") from error
 
 
-def replace_file(path: Path, data: bytes) -> Path:
-    """Writes a file at once: temporary file, fsync, rename, fsync of the folder. Returns the path."""
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-    try:
+def replace_file(path: Path, data: bytes, *, beside: Path | None = None) -> Path:
+    """Writes a file at once: temporary file, fsync, rename, fsync of the folder. A link that is there is replaced.
+
+    Args:
+        path: of the file.
+        data: its content.
+        beside: the folder of the temporary file, on the same disk; that of the file unless told.
+
+    Returns:
+        The path.
+    """
+    with _renamed(path, beside or path.parent) as temporary:
         write_new(temporary, data)
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the path of a new file to write, which takes the place of ``path`` when it is whole.
+
+    It serves those who write to a path only; whoever has the bytes takes `replace_file`.
+    """
+    with _renamed(path, path.parent) as temporary:
+        yield temporary
+        sync(temporary)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path, folder: Path) -> Iterator[Path]:
+    temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}"
+    try:
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         discard(temporary)
         raise
     sync_folder(path.parent)
-    return path
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -77,16 +103,29 @@ def sync_folder(path: Path) -> None:
             raise
 
 
-def read_bytes(path: Path) -> bytes:
-    """Reads a regular file; anything else, a symbolic link included, is an OSError."""
+def read_bytes(path: Path, *, most: int | None = None) -> bytes:
+    """Reads a regular file; anything else, a symbolic link included, is an OSError.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have, looked at before any is read; those that memory holds unless told.
+    """
+    most = _memory() if most is None else most
     descriptor = os.open(path, os.O_RDONLY | SAFE_OPEN)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > most:
+            raise OSError(errno.EFBIG, f"of {found.st_size:,} bytes, where at most {most:,} are expected", str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            return file.read(found.st_size)
     finally:
         os.close(descriptor)
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def discard(path: Path) -> None:
@@ -101,6 +140,7 @@ def discard(path: Path) -> None:
 def reason(error: BaseException) -> str:
     """One line on what went wrong."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({Path(error.filename).name})" if error.filename else error.strerror
+        name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes | Path) else ""
+        return error.strerror if not name or name.startswith(TEMPORARY) else f"{error.strerror} ({name})"
     text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return text.splitlines()[0] if text else type(error).__name__

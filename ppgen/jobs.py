@@ -112,7 +112,7 @@ def _train(text: str, path: Path, leash: Leash) -> Record:
     config = read_config(from_toml(text, source="the sweep"), source="the sweep")
     own = config.recipe if ":" in config.recipe else None
     # one that was killed before it had a configuration is no run yet
-    run = Run.open(path, recipe=own) if (path / "config.toml").exists() else Run.create(config, path)
+    run = Run.open(path, recipe=own, untrained=True) if (path / "config.toml").exists() else Run.create(config, path)
     with run.folder.lock(), failures.memory_of(run.config.options, prefix="--set "):
         for _ in run.train(leash.cut):
             pass

@@ -1,8 +1,6 @@
 """What a run looks at while it trains: validation rows, samples, and whether the training has collapsed."""
 
 import logging
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from ppgen.devices import same_random_states
 from ppgen.errors import CheckpointError, DivergedError
 from ppgen.evaluation.collapse import noticed
 from ppgen.evaluation.measures import Trained
-from ppgen.files import TEMPORARY, discard, storage_errors, write_new
+from ppgen.files import replace_file, storage_errors
 from ppgen.storage import RunFolder
 
 SAMPLES = "samples"
@@ -70,11 +68,5 @@ def _write(path: Path, content: bytes, folder: Path) -> None:
     if path.parent.is_symlink():
         raise CheckpointError(f"expected a folder at {path.parent}; got a symbolic link, which is refused")
     path.parent.mkdir(exist_ok=True)
-    # beside the checkpoints, where the next run removes what a killed one leaves
-    temporary = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
-    try:
-        write_new(temporary, content)
-        os.replace(temporary, path)
-    except BaseException:
-        discard(temporary)
-        raise
+    # the temporary file beside the checkpoints, where the next run removes what a killed one leaves
+    replace_file(path, content, beside=folder)

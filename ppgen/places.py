@@ -1,6 +1,7 @@
 """Where a run lives: its folder, which one of its processes writes and the others read, its recipe and its data."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from ppgen import data as datasets
 from ppgen.configuration import Config
 from ppgen.data import Dataset
-from ppgen.errors import ConfigError
+from ppgen.errors import ConfigError, DataError
 from ppgen.processes import Processes
 from ppgen.recipes import Entry, find
 from ppgen.storage import RunFolder
@@ -95,6 +96,26 @@ def find_data_below(config: Config, root: Path) -> None:
     moved = root / Path(config.data.name).name
     if config.data.name not in datasets.names() and not Path(config.data.name).exists() and moved.exists():
         config.data.name = str(moved)
+
+
+def load_again(config: Config, root: str | Path | None) -> Dataset:
+    """Loads the data of a run, below another root than before if that is told.
+
+    Raises:
+        DataError: if they are not there, nor told where.
+    """
+    if root is not None:
+        find_data_below(config, Path(root))
+    name = config.data.name
+    try:
+        return load_data(config)
+    except (DataError, ConfigError) as error:
+        if name in datasets.names() or os.path.lexists(name):
+            raise
+        where = f"there is no {Path(name).name} below {root}" if root is not None else str(error)
+        raise DataError(
+            f"{where}: where the run's data have moved, give --data-root DIR, the folder that holds {Path(name).name}"
+        ) from error
 
 
 def load_together(config: Config, processes: Processes) -> Dataset:

@@ -16,8 +16,9 @@ from ppgen.configuration import Config, Resolved, from_toml, identity, read_conf
 from ppgen.data import Dataset
 from ppgen.devices import choose_device, seed_all, threads_for
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
-from ppgen.places import create_folder, find_data_below, load_data, load_together, open_folder, place_for, recipe_of
+from ppgen.places import create_folder, load_again, load_together, open_folder, place_for, recipe_of
 from ppgen.processes import Processes
+from ppgen.progress import Progress, for_length, lengthened, read_progress
 from ppgen.recipes import Entry, find
 from ppgen.sampling import Sampler, sampler_of
 from ppgen.storage import Checkpoint, RunFolder, pack, unpack
@@ -91,6 +92,7 @@ class Run:
         self._metrics_size = 0
         self._rollbacks = 0
         self._trained_by = self.processes.size
+        self._rewritten: Config | None = None
         self._set_up(resolved)
 
     def _trainer(self, resolved: Resolved | None, device: torch.device) -> Trainer:
@@ -163,6 +165,9 @@ class Run:
         recipe: str | None = None,
         data_root: str | Path | None = None,
         processes: Processes | None = None,
+        untrained: bool = False,
+        epochs: int | None = None,
+        steps: int | None = None,
     ) -> "Run":
         """Rebuilds a run from its folder, with the newest valid checkpoint loaded.
 
@@ -171,9 +176,13 @@ class Run:
             recipe: names the user's own recipe again, since opening a folder runs no code that the folder names.
             data_root: where data sets lie on this machine; the user's own file may have moved there too.
             processes: those that go on with it together.
+            untrained: whether a run that was killed before its first checkpoint may begin anew; else it is refused,
+                since it holds nothing to judge or to draw from.
+            epochs: makes it so long; as if it had been from the start, where no schedule depends on the length.
+            steps: likewise.
 
         Raises:
-            CheckpointError: if the folder, its data or its checkpoints do not fit.
+            CheckpointError: if the folder, its data or its checkpoints do not fit, or there are no checkpoints.
             ConfigError: if its configuration is not valid, or its recipe is the user's own and not named.
             DataError: if its data are not there.
         """
@@ -185,9 +194,9 @@ class Run:
         if resolved is None:
             raise CheckpointError(f"{source} is not that of a run: it has no [resolved] part")
         entry = recipe_of(config, recipe)
-        if data_root is not None:
-            find_data_below(config, Path(data_root))
-        data = load_data(config)
+        config = lengthened(config, epochs=epochs, steps=steps)
+        asked = config.model_copy(deep=True)
+        data = load_again(config, data_root)
         if data.fingerprint != resolved.fingerprint:
             raise CheckpointError(
                 f"the data have changed since the run began: '{config.data.name}' has fingerprint"
@@ -200,21 +209,27 @@ class Run:
             logger.warning("versions have changed (%s): the run continues, but not bit for bit", ", ".join(changed))
         config.options = entry.resolve(config.data.name, config.options)
         run = cls(config, entry, data, team)
-        if run.steps != resolved.steps:
-            logger.warning("the run now has %d steps; its schedule was made for %d", run.steps, resolved.steps)
         run.folder = folder
-        run.load()
+        if run.steps != resolved.steps:
+            run._rewritten = asked.model_copy(update={"resolved": resolved.model_copy(update={"steps": run.steps})})
+        run.load(untrained=untrained)
+        if run.trainer.steps > run.steps:
+            raise ConfigError(f"the run has taken {run.trainer.steps:,} steps; got a length of {run.steps:,}")
         return run
 
     # ---------------------------------------------------------------------------------------------- checkpoints
 
-    def load(self) -> None:
-        """Loads the newest valid checkpoint; a run that has none yet starts from its beginning.
+    def load(self, *, untrained: bool = True) -> None:
+        """Loads the newest valid checkpoint.
+
+        Args:
+            untrained: whether a run that has none yet, nor any records, may begin anew.
 
         Raises:
-            CheckpointError: if there are checkpoints but no valid one, or it is of another run.
+            CheckpointError: if there is no valid one, or it is of another run.
         """
-        if not self.folder.checkpoints():
+        if not self.folder.checkpoints(recover=True):
+            self.folder.refuse_remains(untrained=untrained)
             return
         checkpoint = self.folder.load_checkpoint()
         for sentence in checkpoint.skipped:
@@ -222,19 +237,22 @@ class Run:
         self._restore(checkpoint)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        meta = checkpoint.meta
-        for key, value in identity(self.config).items():
-            if meta["identity"].get(key, value) != value:
-                raise CheckpointError(
-                    f"checkpoint {checkpoint.step} of {self.folder.path} is of another run than its config.toml:"
-                    f" expected {key} {value}; got {meta['identity'][key]}"
-                )
-        self.trainer.load_state_dict(unpack(checkpoint.tensors, meta["state"]))
-        self.batches.position = meta["position"]
-        self.seconds = meta["seconds"]
-        self._metrics_size = meta["metrics_size"]
-        self._rollbacks = meta["rollbacks"]
-        self._trained_by = meta.get("processes", 1)
+        source = f"checkpoint {checkpoint.step} of {self.folder.path}"
+        found = read_progress(checkpoint.meta, source=source)
+        found.require_identity(self.config, source=source)
+        state = unpack(checkpoint.tensors, found.state)
+        if not self.recipe.sampling:
+            state = for_length(
+                state, found, self.recipe.optimizer(self.steps), steps=self.steps, device=self.trainer.device
+            )
+        self.trainer.load_state_dict(state)
+        if self.trainer.steps != checkpoint.step:
+            raise CheckpointError(f"{source} holds the state after {self.trainer.steps} steps")
+        self.batches.position = found.position
+        self.seconds = found.seconds
+        self._metrics_size = found.metrics_size
+        self._rollbacks = found.rollbacks
+        self._trained_by = found.processes
 
     def save(self) -> Path:
         """Writes a checkpoint of the present step.
@@ -251,16 +269,17 @@ class Run:
                 what = name.rpartition("/")[2]
                 raise DivergedError(f"'{what}' is not finite after step {self.trainer.steps}: lower the learning rate")
         self.processes.require_equal(tensors, step=self.trainer.steps)
-        meta = {
-            "state": state,
-            "position": self.batches.position,
-            "seconds": self.seconds,
-            "identity": identity(self.config),
-            "metrics_size": self.folder.metrics_size,
-            "rollbacks": self._rollbacks,
-            "processes": self.processes.size,
-        }
-        return self.folder.save_checkpoint(self.trainer.steps, tensors, meta)
+        progress = Progress(
+            state=state,
+            position=self.batches.position,
+            seconds=self.seconds,
+            identity=identity(self.config),
+            metrics_size=self.folder.metrics_size,
+            rollbacks=self._rollbacks,
+            processes=self.processes.size,
+            length=self.steps,
+        )
+        return self.folder.save_checkpoint(self.trainer.steps, tensors, dict(progress))
 
     def require_processes(self) -> None:
         """Checks that as many processes go on with the run as have trained it.
@@ -306,6 +325,8 @@ class Run:
     def _begin(self) -> None:
         if self.processes.leading(bool(self.folder.checkpoints())):
             self.folder.truncate_metrics(self._metrics_size)
+            if self._rewritten is not None:
+                self.folder.write_text("config.toml", self._rewritten.to_toml())
             return
         self.folder.write_text("config.toml", self.config.to_toml())
         self.folder.truncate_metrics(0)
@@ -375,5 +396,5 @@ class Run:
 
 
 def load_run(path: str | Path, *, recipe: str | None = None, data_root: str | Path | None = None) -> Run:
-    """Opens a run folder: see `Run.open`."""
+    """Opens the folder of a trained run: see `Run.open`."""
     return Run.open(path, recipe=recipe, data_root=data_root)

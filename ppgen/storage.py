@@ -43,7 +43,7 @@ from ppgen.packing import pack, unpack
 
 __all__ = ["FORMAT", "Checkpoint", "RunFolder", "pack", "unpack"]
 
-_METRICS, _CONFIG, _LOCK = "metrics.jsonl", "config.toml", ".lock"
+_METRICS, _CONFIG, _RESULT, _LOCK = "metrics.jsonl", "config.toml", "result.json", ".lock"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -174,11 +174,38 @@ class RunFolder:
         self._prune(step, keep)
         return target
 
-    def checkpoints(self) -> list[int]:
-        """Steps of the checkpoints, valid or not, ascending."""
+    def checkpoints(self, *, recover: bool = False) -> list[int]:
+        """Steps of the checkpoints, valid or not, ascending.
+
+        Args:
+            recover: whether one that a killed process had moved aside gets its name back, where there is no other.
+        """
         with storage_errors(self.path, "make the folder readable"):
-            matches = [STEP_NAME.fullmatch(name) for name in os.listdir(self.path)]
-        return sorted(int(match[1]) for match in matches if match)
+            names = os.listdir(self.path)
+        steps = sorted(int(match[1]) for match in map(STEP_NAME.fullmatch, names) if match)
+        if not steps and recover and any(name.startswith(REPLACED) for name in names):
+            with self.lock():
+                return self.checkpoints()
+        return steps
+
+    def refuse_remains(self, *, untrained: bool) -> None:
+        """Checks, where there is no checkpoint, that none was lost.
+
+        Args:
+            untrained: whether a run that never had one is let through.
+
+        Raises:
+            CheckpointError: if records or results of a training are there, or it is not.
+        """
+        left = [name for name in (_RESULT, _METRICS) if os.path.lexists(self.path / name)]
+        left = [name for name in left if name != _METRICS or self.metrics_size]
+        remedy = "bring its folders step-* back, or train anew elsewhere: ppgen train --config"
+        if left:
+            raise CheckpointError(
+                f"{self.path} has {' and '.join(left)} of a training but no checkpoint: {remedy} {self.path / _CONFIG}"
+            )
+        if not untrained:
+            raise CheckpointError(f"{self.path} has no checkpoint yet: train it first, ppgen resume {self.path}")
 
     def load_checkpoint(self, step: int | None = None) -> Checkpoint:
         """Reads checkpoint `step`, or the newest valid one.

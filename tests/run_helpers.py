@@ -72,7 +72,7 @@ def start_or_open(path: str | Path, config: Config) -> Run:
     """Does what a user does after a crash: resumes, or starts again where nothing had been saved yet."""
     if not (Path(path) / "config.toml").exists():
         return Run.create(config, path)
-    return Run.open(path, recipe=config.recipe if ":" in config.recipe else None)
+    return Run.open(path, recipe=config.recipe if ":" in config.recipe else None, untrained=True)
 
 
 def go_on(path: str | Path, config: Config, until: int | None = None) -> Run:

@@ -262,5 +262,5 @@ def test_training_is_drawn(keys: int, tmp_path: Path) -> None:
 
 
 def test_picture_that_cannot_be_written_is_an_error_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot write the picture .*missing/t.png: "):
+    with pytest.raises(StorageError, match=r"cannot write .*missing/t.png: "):
         pictures.training([{"step": 1, "loss": 1.0}], tmp_path / "missing" / "t.png")

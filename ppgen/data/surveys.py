@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppgen.data.checking import Array, blocks, check_finite, extent, fits_float32, reading
+from ppgen.files import replace_file
 
 LARGE = 2**30
 """From how many bytes on it is said that a file is being read."""
@@ -116,8 +117,6 @@ def _remember(path: Path, found: Survey, kind: str) -> None:
     memory = _memory_of(path)
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = memory.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(dataclasses.asdict(found) | {"kind": kind}))
-        unfinished.replace(memory)
+        replace_file(memory, json.dumps(dataclasses.asdict(found) | {"kind": kind}).encode())
     except OSError as error:  # a home that is read-only or full only costs time
         logger.debug("%s: what was found is not remembered (%s)", path, error)

@@ -1,11 +1,13 @@
 """The picture of a comparison of gradient estimators."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppgen.estimators.results import ALL, Comparison, Row, State
 from ppgen.estimators.statistics import FLAGGED
+from ppgen.files import replace_file
 
 BIASED, UNBIASED = "tab:red", "tab:blue"
 
@@ -36,7 +38,9 @@ def draw(found: Comparison, path: Path, *, title: str = "", group: str = ALL) ->
     text = f"red: biased (|z| > {FLAGGED}); blue: no bias found in as many draws. Bars: 95 % intervals."
     figure.suptitle(f"{title}\n{text}" if title else text, fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    file = io.BytesIO()
+    figure.savefig(file, format=path.suffix.removeprefix(".") or "png", dpi=110)
+    replace_file(path, file.getvalue())
 
 
 def _title(state: State) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import importlib.metadata
 import os
-import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ppgen import programs
-from ppgen.errors import ConfigError, StorageError
+from ppgen.errors import ConfigError
 from ppgen.evaluation.measures import Trained
 from ppgen.evaluation.slices import seeded
+from ppgen.files import replacing, storage_errors
 from ppgen.programs.draws import Draws, joint_draws
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -198,18 +198,12 @@ def to_netcdf(data: Any, path: str | os.PathLike[str]) -> Path:
         StorageError: if it cannot be written; a file that was there is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}.nc")
     large = sum(group.nbytes for group in data.values()) > 1e6  # compression makes a small file larger
-    try:
+    with storage_errors(path, "choose another folder", doing="write"), replacing(path) as temporary:
         if _is_old(_arviz()):
             data.to_netcdf(str(temporary), engine="h5netcdf", compress=large)
         else:
             data.to_netcdf(temporary, engine="h5netcdf", encoding=_compressed(data) if large else {})
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}: choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from ppgen.errors import StorageError
+from ppgen.files import replace_file, storage_errors
 
 DPI = 120
 INK, ACCENT, SECOND, PALE = "#33475b", "#d1495b", "#3a86a8", "#b8c4ce"
@@ -38,10 +38,11 @@ def save(figure: Figure, path: PathLike) -> None:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a class name in a script that the font lacks
-        try:
-            figure.savefig(Path(path), dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
-        except OSError as error:
-            raise StorageError(f"cannot write the picture {path}: {error.strerror or error}") from error
+        file, path = io.BytesIO(), Path(path)
+        kind = path.suffix.removeprefix(".") or "png"
+        figure.savefig(file, format=kind, dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1)
+    with storage_errors(path, "free some space, or choose another folder", doing="write"):
+        replace_file(path, file.getvalue())
 
 
 def png(picture: Figure | Tensor) -> bytes:

@@ -5,7 +5,7 @@ import difflib
 from ppgen.errors import ConfigError
 from ppgen.recipes.aae import AAE_CLUSTERS, AAE_ENTRY, AAE_SEMISUPERVISED
 from ppgen.recipes.avb import AVB_ENTRY
-from ppgen.recipes.base import Entry, Recipe, adam, load_users
+from ppgen.recipes.base import Entry, Recipe, adam
 from ppgen.recipes.bigan import ALI, BIGAN_ENTRY
 from ppgen.recipes.categorical_vae import CATEGORICAL_VAE
 from ppgen.recipes.gan import GAN_ENTRIES
@@ -16,6 +16,7 @@ from ppgen.recipes.m2 import M2
 from ppgen.recipes.sbn import SBN
 from ppgen.recipes.structured import STRUCTURED
 from ppgen.recipes.toy import TOY
+from ppgen.recipes.users import load_users
 from ppgen.recipes.vae import VAE
 from ppgen.recipes.vae_gan import VAE_GAN
 

@@ -2,17 +2,13 @@
 
 import difflib
 import functools
-import importlib
-import importlib.util
 import inspect
 import operator
-import sys
 import tomllib
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
@@ -21,7 +17,7 @@ import torch
 from ppgen.data import Batches, Columns, Dataset, Together, columns_to
 from ppgen.errors import ConfigError
 from ppgen.objectives import SemiSupervised, as_objective
-from ppgen.players import Optimizer
+from ppgen.players import Optimizer, OptimizerFactory
 from ppgen.precision import choose_precision
 from ppgen.programs import Program, arguments
 from ppgen.sampling import Sampling
@@ -30,7 +26,7 @@ from ppgen.streams import has_rows
 if TYPE_CHECKING:
     from ppgen.recipes.methods import Method
 
-OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer]]
+OptimizerOfSteps = Callable[[int], Optimizer | Mapping[str, Optimizer | OptimizerFactory]]
 
 LARGE_STEP = 20_000_000
 """Parameters times rows of a batch, and times particles, from which on bfloat16 pays."""
@@ -84,7 +80,8 @@ class Recipe:
         guide: the inference program.
         objective: an objective, or one of Pyro's ELBOs.
         data: the data set, binarised as the model wants it; the one given, unless set.
-        optimizer: the number of steps to an optimizer (or a dict of them by player).
+        optimizer: an optimizer as `Trainer` takes it, such as ``functools.partial(torch.optim.Adam, lr=1e-3)`` (or a
+            dict of them by player); or a function from the number of steps to one.
         epochs: passes through the (unlabelled) training rows.
         batch_size: rows of a batch; of the unlabelled rows where labels are few.
         labelled_batch_size: labelled rows of a semi-supervised batch.
@@ -100,7 +97,7 @@ class Recipe:
     guide: Program
     objective: Any
     data: Dataset | None = None
-    optimizer: OptimizerOfSteps = field(default_factory=adam)
+    optimizer: Any = field(default_factory=adam)
     epochs: int = 100
     batch_size: int = 100
     labelled_batch_size: int = 100
@@ -109,6 +106,12 @@ class Recipe:
     low_precision: bool = False
     whole: bool = False
     sampling: Sampling | None = None
+
+    def __post_init__(self) -> None:
+        """Has ``optimizer`` be a function of the number of steps, whatever it was given as."""
+        given = self.optimizer
+        if not callable(given) or _is_factory(given):
+            object.__setattr__(self, "optimizer", lambda steps: given)
 
     def precision(self, asked: str, device: torch.device) -> str:
         """Returns the precision asked for, or what "auto" stands for: bfloat16 costs small steps more than it saves.
@@ -291,6 +294,14 @@ class Entry:
             raise ConfigError(f"recipe '{self.name}': {error}") from error
 
 
+def _is_factory(optimizer: Any) -> bool:
+    """Whether it makes a torch optimizer of tensors, rather than one of ppgen's of a number of steps."""
+    made_by = optimizer
+    while isinstance(made_by, functools.partial):
+        made_by = made_by.func
+    return isinstance(made_by, type) and issubclass(made_by, torch.optim.Optimizer)
+
+
 def _checked(option: str, value: Any, annotation: Any, default: Any) -> Any:
     if value in ("none", "None") and default is None:
         return None
@@ -347,52 +358,3 @@ def _sequence(text: str) -> list[Any]:
         return list(values)
     except tomllib.TOMLDecodeError:  # words without quotation marks
         return [part.strip() for part in inner.split(",") if part.strip()]
-
-
-def load_users(reference: str) -> Entry:
-    """Returns the recipe that ``file.py:function`` or ``package.module:function`` names, running that code.
-
-    Raises:
-        ConfigError: if there is no such file, module or function.
-    """
-    place, _, name = reference.rpartition(":")
-    module = _module_of_file(Path(place)) if place.endswith(".py") else _module_named(place)
-    function = getattr(module, name, None)
-    if isinstance(function, Entry):
-        return replace(function, name=reference)
-    if not callable(function):
-        near = difflib.get_close_matches(name, vars(module), 1)
-        raise ConfigError(f"'{place}' has no function '{name}'" + (f": did you mean '{near[0]}'?" if near else ""))
-    return Entry(reference, function)
-
-
-def _module_of_file(path: Path) -> types.ModuleType:
-    if not path.is_file():
-        raise ConfigError(f"there is no file '{path}'")
-    # a name of its own, so that my_data/random.py hides no other module
-    spec = importlib.util.spec_from_file_location(f"ppgen_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"'{path}' is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    _look_for_modules_in(path.parent)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _module_named(name: str) -> types.ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"expected a recipe as my_model.py:recipe or package.module:recipe; got '{name}'")
-    _look_for_modules_in(Path())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, one that it imports is not
-        raise ConfigError(f"there is no module '{name}'") from error
-
-
-def _look_for_modules_in(folder: Path) -> None:
-    """Lets the user's code import what lies beside it, as Python itself would; last, so that it hides nothing."""
-    if (place := str(folder.resolve())) not in sys.path:
-        sys.path.append(place)
