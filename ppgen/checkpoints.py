@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pydantic
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ppgen.errors import CheckpointError, ConfigError
-from ppgen.files import TEMPORARY, discard, read_bytes, reason, sync_folder, write_new
+from ppgen.files import TEMPORARY, discard, read_bytes, read_start, reason, sync_folder, write_new
 
 FORMAT = 1
 """Version of the checkpoint layout that this release writes; newer ones are refused."""
@@ -29,6 +30,21 @@ REPLACED = f"{TEMPORARY}replaced-"
 """Begins the name of a checkpoint moved aside while its successor takes its name."""
 
 _TENSORS, _STATE = "state.safetensors", "state.json"
+LARGEST_STATE = 64 * 2**20
+"""Bytes of a state.json; those of the largest recipes have some 100,000."""
+LARGEST_HEADER = 16 * 2**20
+"""Bytes of what the file of tensors says of them: names and places."""
+
+
+class _Body(pydantic.BaseModel):
+    """What state.json holds besides its digest."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    format: int
+    step: int = pydantic.Field(ge=0)
+    sha256: str = pydantic.Field(pattern="^[0-9a-f]{64}$")
+    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,15 +115,14 @@ def read_checkpoint(folder: Path, step: int) -> tuple[dict[str, Tensor], dict[st
     if folder.is_symlink():
         raise ValueError("it is a symbolic link")
     body = _read_state(folder / _STATE)
-    if body.get("step") != step:
-        raise ValueError(f"{_STATE} is of step {body.get('step')}")
-    if not isinstance(body.get("meta"), dict):
-        raise ValueError(f"{_STATE} has no meta")
+    if body.step != step:
+        raise ValueError(f"{_STATE} is of step {body.step}")
+    _check_header(folder / _TENSORS)
     blob = read_bytes(folder / _TENSORS)
-    if not _same(_sha256(blob), body.get("sha256")):
+    if not _same(_sha256(blob), body.sha256):
         raise ValueError(f"{_TENSORS} does not match its checksum")
     try:
-        return safetensors.torch.load(blob), body["meta"]
+        return safetensors.torch.load(blob), body.meta
     except Exception as error:  # a crafted header raises KeyError, TypeError, RuntimeError and more
         raise ValueError(f"{_TENSORS} is malformed: {reason(error)}") from error
 
@@ -176,8 +191,15 @@ def _with_digest(body: dict[str, Any]) -> bytes:
     return to_json({**body, "digest": _sha256(to_json(body).encode())}).encode()
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    raw = read_bytes(path)
+def _check_header(path: Path) -> None:
+    """Refuses a header of a size that no checkpoint has before anything of it is read."""
+    size = int.from_bytes(read_start(path, 8), "little")
+    if size > LARGEST_HEADER:
+        raise ValueError(f"{_TENSORS} has a header of {size:,} bytes; at most {LARGEST_HEADER:,} are expected")
+
+
+def _read_state(path: Path) -> _Body:
+    raw = read_bytes(path, most=LARGEST_STATE)
     body = parse_object(raw)
     body.pop("digest", None)
     if not _same(raw, _with_digest(body)):
@@ -188,7 +210,12 @@ def _read_state(path: Path) -> dict[str, Any]:
     if version > FORMAT:
         message = f"expected a checkpoint of format {FORMAT} or older; got format {version} in {path.parent}"
         raise CheckpointError(f"{message}: install a newer ppgen")
-    return body
+    try:
+        return _Body(**body)
+    except pydantic.ValidationError as error:
+        found = error.errors()[0]
+        place = ".".join(map(str, found["loc"]))[:100]
+        raise ValueError(f"{_STATE}: '{place}': {found['msg'].lower()}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

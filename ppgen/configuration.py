@@ -1,7 +1,10 @@
 """What a run is asked to do, what that came to, and the text form of both."""
 
 import difflib
+import hashlib
+import json
 import platform
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +16,9 @@ import tomli_w
 from ppgen.errors import ConfigError
 
 FORMAT = 1
+LARGEST, DEEPEST = 2**18, 32
+"""Characters and levels of a configuration; real ones have some thousands, and at most four."""
+_QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*')
 
 
 class _Strict(pydantic.BaseModel):
@@ -77,6 +83,26 @@ def identity(config: Config) -> dict[str, str]:
     return {name: str(value) for name, value in {**fixed, **options}.items()}
 
 
+def digest(config: Config) -> str:
+    """Returns a short name for `identity`, by which a result is known as that of a run."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(config: Config, other: Config) -> list[str]:
+    """Returns in what two requests differ, in words; what they came to on a machine is left out."""
+    found = [_flat(each) for each in (config, other)]
+    pairs = [(key, *(each.get(key, "unset") for each in found)) for key in sorted(found[0] | found[1])]
+    return [f"{key} is {theirs}; expected {ours}" for key, ours, theirs in pairs if ours != theirs]
+
+
+def _flat(config: Config) -> dict[str, str]:
+    data = config.data.model_copy(update={"stream": None})
+    plain = config.model_copy(update={"resolved": None, "data": data}).to_toml()
+    values = from_toml(plain, source="the configuration")
+    parts = {"data": values.pop("data", {}), "option": values.pop("options", {}), "": values}
+    return {f"{part} {key}".strip(): str(value) for part, inner in parts.items() for key, value in inner.items()}
+
+
 def read_config(values: dict[str, Any], *, source: str) -> Config:
     """Checks nested values, as read from a TOML file or the command line.
 
@@ -117,7 +143,7 @@ def read_request(file: Path | None, typed: Mapping[str, Any], options: Sequence[
     if {"epochs", "steps"} <= typed.keys():
         raise ConfigError("--epochs and --steps exclude each other: give one of them")
     try:
-        values = from_toml(file.read_text(), source=str(file)) if file else {}
+        values = from_toml(_read(file), source=str(file)) if file else {}
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is no text") from error
     recipe = typed.get("recipe", values.get("recipe"))
@@ -126,6 +152,12 @@ def read_request(file: Path | None, typed: Mapping[str, Any], options: Sequence[
     if ":" in str(recipe) and "recipe" not in typed:
         raise ConfigError(f"the recipe of {file} is code: name it on the command line too, ppgen train {recipe} ...")
     return read_config(merge(values, typed, _typed_options(options)), source=str(file or "the command line"))
+
+
+def _read(file: Path) -> str:
+    if file.is_file() and (size := file.stat().st_size) > 4 * LARGEST:
+        raise ConfigError(f"{file} has {size:,} bytes, which no configuration has")
+    return file.read_text()
 
 
 def _typed_options(texts: Sequence[str]) -> dict[str, str]:
@@ -158,16 +190,31 @@ def merge(file: Mapping[str, Any], typed: Mapping[str, Any], options: Mapping[st
     return merged
 
 
-def from_toml(text: str, *, source: str) -> dict[str, Any]:
+def from_toml(text: str, *, source: str, most: int = LARGEST) -> dict[str, Any]:
     """Returns the values of a TOML text.
 
     Raises:
-        ConfigError: if it is no TOML.
+        ConfigError: if it is no TOML, or larger or deeper than a configuration is.
     """
+    _refuse_excess(text, source, most)
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of more digits than Python reads
         raise ConfigError(f"{source} is no TOML: {error}") from error
+
+
+def _refuse_excess(text: str, source: str, most: int) -> None:
+    """Refuses, before it is parsed, what the parser would take long for or give up on."""
+    if len(text) > most:
+        raise ConfigError(f"{source} has {len(text):,} characters; at most {most:,} are expected")
+    plain = _QUOTED.sub("_", text)
+    deepest = depth = 0
+    for character in plain:
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    dots = max(part.count(".") for part in re.split(r"[\n=,\[\]{}]", plain))
+    if max(deepest, dots) > DEEPEST:
+        raise ConfigError(f"{source} is more than {DEEPEST} levels deep, which no configuration is")
 
 
 def _writable(value: Any) -> Any:

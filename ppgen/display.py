@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +29,8 @@ LARGEST_R_HAT = 1.01
 """Above it, chains have not yet found the same distribution."""
 LINES = 12
 """How many plain lines tell of a training."""
+# control characters but tab and line feed, marks that turn the direction of writing, halves of characters
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LIBRARIES = r"(torch|torchvision|pyro|arviz|sklearn|matplotlib|numpy|scipy|pandas|xarray)(\.|$)"
 _NOISY = ("torch.utils.cpp_extension", "torch._inductor", "torch._dynamo", "torch._functorch")
 
@@ -46,12 +50,22 @@ def say(message: str, *, style: str = "") -> None:
 
 def warn(message: str, *, style: str = "") -> None:
     """Prints a message to standard error, in any process."""
-    console(error=True).print(Text(message, style=style), soft_wrap=True)
+    console(error=True).print(Text(plain(message), style=style), soft_wrap=True)
 
 
 def write(message: str) -> None:
-    """Prints text to standard output, as it is."""
+    """Prints text to standard output, as it is but for what would steer a terminal."""
+    message = plain(message)
     sys.stdout.write(message if message.endswith("\n") else message + "\n")
+
+
+def plain(text: str) -> str:
+    r"""Returns text without what steers a terminal: names in files of others may hold anything.
+
+    >>> plain("a\x1b[31mb\u202e")
+    'a[31mb'
+    """
+    return _STEERING.sub("", text)
 
 
 def show_table(
@@ -63,11 +77,11 @@ def show_table(
     right: Sequence[int] = (),
 ) -> None:
     """Prints a table to standard output; columns numbered in ``right`` are flush right."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=escape(plain(title)), box=box.SIMPLE_HEAD, title_justify="left")
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(escape(plain(name)), justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(plain(str(cell))) for cell in row))
     console().print(table)
     if caption:
         write(f"{caption}\n\n")
@@ -164,7 +178,11 @@ def progress(run: "Run") -> Iterator[Callable[["Record"], None]]:
         task = bar.add_task(
             "compiling ..." if run.trainer.compiled else "starting ...", total=run.steps, completed=run.trainer.steps
         )
-        yield lambda record: bar.update(task, completed=record["step"], description=_line(record, run, clock))
+
+        def show(record: "Record") -> None:
+            bar.update(task, completed=record["step"], description=escape(plain(_line(record, run, clock))))
+
+        yield show
 
 
 def _plain(run: "Run", clock: "_Clock") -> Callable[["Record"], None]:

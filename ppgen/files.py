@@ -8,6 +8,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from ppgen.errors import StorageError
 
@@ -111,15 +112,27 @@ def read_bytes(path: Path, *, most: int | None = None) -> bytes:
         most: bytes that it may have, looked at before any is read; those that memory holds unless told.
     """
     most = _memory() if most is None else most
+    with _opened(path) as (file, size):
+        if size > most:
+            raise OSError(errno.EFBIG, f"of {size:,} bytes, where at most {most:,} are expected", str(path))
+        return file.read(size)
+
+
+def read_start(path: Path, count: int) -> bytes:
+    """Reads the first bytes of a regular file."""
+    with _opened(path) as (file, _):
+        return file.read(count)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     descriptor = os.open(path, os.O_RDONLY | SAFE_OPEN)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if found.st_size > most:
-            raise OSError(errno.EFBIG, f"of {found.st_size:,} bytes, where at most {most:,} are expected", str(path))
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read(found.st_size)
+            yield file, found.st_size
     finally:
         os.close(descriptor)
 

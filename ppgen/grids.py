@@ -14,12 +14,15 @@ import tomli_w
 
 from ppgen.configuration import Config, from_toml, read_config, versions
 from ppgen.errors import ConfigError
+from ppgen.places import subject
 from ppgen.recipes import Entry
 from ppgen.runs import resolve
 
 FORMAT = 1
 LONGEST_VALUE = 40
 """Characters of a value that stand in the name of a folder."""
+LARGEST = 2**22
+"""Characters of a request, which may have 100,000 seeds."""
 LABELS = "--labels"
 """How the axis of labels is called: no option of a recipe can have this name."""
 
@@ -117,7 +120,7 @@ class Grid:
         Raises:
             ConfigError: if it is not valid, or of a newer format.
         """
-        values = from_toml(text, source=source)
+        values = from_toml(text, source=source, most=LARGEST)
         if isinstance(values.get("format"), int) and values["format"] > FORMAT:
             raise ConfigError(f"{source} has format {values['format']}; this version of ppgen reads up to {FORMAT}")
         try:
@@ -226,7 +229,7 @@ def as_text(value: Any) -> str:
 
 def new_folder(config: Config) -> Path:
     """Returns a folder below ``runs`` that is not there yet."""
-    stem = f"sweep-{config.recipe.rpartition(':')[2]}-{Path(config.data.name).stem}"
+    stem = f"sweep-{subject(config)}"
     for number in itertools.count(1):
         path = Path("runs", stem if number == 1 else f"{stem}-{number}")
         if not path.exists():

@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from ppgen import display, failures
-from ppgen.configuration import from_toml, read_config
-from ppgen.errors import FolderInUseError
+from ppgen.configuration import Config, differences, digest, from_toml, read_config
+from ppgen.errors import CheckpointError, FolderInUseError, PpgenError
 from ppgen.files import read_bytes
 from ppgen.interruption import SIGNALS
 from ppgen.runs import Record, Run
-from ppgen.storage import RunFolder
+from ppgen.storage import LARGEST_TEXT, RunFolder
 
 PATIENCE = 60.0
 """Seconds that a worker which lost its sweep is given to end its step and free its run folder."""
@@ -96,13 +98,55 @@ def work(*, config: str, folder: str, home: str, leash_file: str, token: str, sw
     return {**found, "said": said.getvalue()}
 
 
-def finished(folder: Path) -> Record | None:
-    """Returns the result of a run that is finished and judged."""
+class _Measured(pydantic.BaseModel):
+    """A measure of a result."""
+
+    value: float | None
+
+
+class _Result(pydantic.BaseModel):
+    """What a sweep reads of a ``result.json``."""
+
+    recipe: str
+    seed: int
+    labels: int | None = None
+    steps: int
+    seconds: float
+    configuration: str | None = None  # results of older releases have none
+    test: dict[str, _Measured]
+    baselines: dict[str, _Measured] = {}
+
+
+def finished(folder: Path, config: Config) -> Record | None:
+    """Returns the result of a run that is finished and judged, if its folder is that of a configuration."""
     try:
-        found = json.loads(read_bytes(folder / "result.json"))
-    except (OSError, ValueError):
+        kept = _kept(folder, config)
+        found: Record = json.loads(read_bytes(folder / "result.json", most=LARGEST_TEXT))
+        result = _Result(**found)
+    except (PpgenError, OSError, ValueError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("test"), dict) and "seconds" in found else None
+    length = kept.resolved.steps if kept.resolved else None
+    ours = (kept.recipe, kept.seed, kept.data.labels, length)
+    theirs = (result.recipe, result.seed, result.labels, result.steps)
+    return found if ours == theirs and result.configuration in (None, digest(kept)) else None
+
+
+def _kept(folder: Path, config: Config) -> Config:
+    """Returns the configuration in a folder.
+
+    Raises:
+        CheckpointError: if it is that of another run than is asked for, or there is none.
+        ConfigError: if it is not valid.
+    """
+    if folder.is_symlink():
+        raise CheckpointError(f"expected a folder at {folder}; got a symbolic link, which is refused")
+    source = str(folder / "config.toml")
+    kept = read_config(from_toml(RunFolder(folder).read_text("config.toml"), source=source), source=source)
+    if found := differences(config, kept):
+        raise CheckpointError(
+            f"{folder} holds another run: {'; '.join(found[:3])}: move it away, or choose another --out"
+        )
+    return kept
 
 
 def _train(text: str, path: Path, leash: Leash) -> Record:
@@ -112,7 +156,10 @@ def _train(text: str, path: Path, leash: Leash) -> Record:
     config = read_config(from_toml(text, source="the sweep"), source="the sweep")
     own = config.recipe if ":" in config.recipe else None
     # one that was killed before it had a configuration is no run yet
-    run = Run.open(path, recipe=own, untrained=True) if (path / "config.toml").exists() else Run.create(config, path)
+    begun = os.path.lexists(path / "config.toml")
+    if begun:
+        _kept(path, config)
+    run = Run.open(path, recipe=own, untrained=True) if begun else Run.create(config, path)
     with run.folder.lock(), failures.memory_of(run.config.options, prefix="--set "):
         for _ in run.train(leash.cut):
             pass

@@ -40,7 +40,7 @@ def unpack(tensors: Mapping[str, Tensor], rest: Any) -> Any:
         CheckpointError: the two do not belong together, or `pack` did not make them.
     """
     try:
-        return _unpack(rest, tensors)
+        return _unpack(rest, tensors, 0)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"expected state written by pack; got a damaged one: {reason(error)}") from error
 
@@ -93,17 +93,19 @@ def _refuse_value(
     raise ConfigError(f"expected {expected} in the state at {'/'.join(path) or 'its root'}; got {got}")
 
 
-def _unpack(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(node, list):
-        return [_unpack(item, tensors) for item in node]
-    if not isinstance(node, dict):
+def _unpack(node: Any, tensors: Mapping[str, Tensor], depth: int) -> Any:
+    if not isinstance(node, list | dict):
         return node
+    if depth >= _MAX_DEPTH:
+        raise ValueError(f"more than {_MAX_DEPTH} levels deep")
+    if isinstance(node, list):
+        return [_unpack(item, tensors, depth + 1) for item in node]
     ((kind, content),) = node.items()
     match kind:
         case "dict":
-            return {key: _unpack(item, tensors) for key, item in content}
+            return {key: _unpack(item, tensors, depth + 1) for key, item in content}
         case "tuple":
-            return tuple(_unpack(item, tensors) for item in content)
+            return tuple(_unpack(item, tensors, depth + 1) for item in content)
         case "float":
             return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
         case "tensor":

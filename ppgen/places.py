@@ -1,6 +1,7 @@
 """Where a run lives: its folder, which one of its processes writes and the others read, its recipe and its data."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from ppgen.processes import Processes
 from ppgen.recipes import Entry, find
 from ppgen.storage import RunFolder
 
+LONGEST_PART = 60
+"""Bytes of a recipe's or a data set's name that stand in that of a folder; a disk takes 255 in all."""
 _NOTE = "folder"
 
 
@@ -48,7 +51,7 @@ def place_for(config: Config, out: str | Path | None, processes: Processes) -> s
 
     It is that of an earlier attempt of the same launch, the one asked for, or the first free one.
     """
-    path = processes.noted(_NOTE) or str(out if out is not None else _free_folder(f"{_subject(config)}-{config.seed}"))
+    path = processes.noted(_NOTE) or str(out if out is not None else _free_folder(f"{subject(config)}-{config.seed}"))
     return processes.first(path) or path
 
 
@@ -110,7 +113,7 @@ def load_again(config: Config, root: str | Path | None) -> Dataset:
     try:
         return load_data(config)
     except (DataError, ConfigError) as error:
-        if name in datasets.names() or os.path.lexists(name):
+        if not os.path.isabs(name) or os.path.lexists(name):  # only a file that was there has a path from the root
             raise
         where = f"there is no {Path(name).name} below {root}" if root is not None else str(error)
         raise DataError(
@@ -136,9 +139,24 @@ def _free_folder(stem: str) -> Path:
     raise ConfigError(f"there are 10,000 folders named runs/{stem}: choose another --out")
 
 
-def _subject(config: Config) -> str:
-    """What a folder is named after: recipe and data."""
-    return f"{config.recipe.rpartition(':')[2]}-{Path(config.data.name).stem}"
+def subject(config: Config) -> str:
+    """What a folder is named after: the recipe, of the user's own file and function, and the data.
+
+    >>> subject(Config(recipe="models/my_model.py:recipe", data={"name": "digits"}))
+    'my_model-recipe-digits'
+    """
+    place, _, function = config.recipe.rpartition(":")
+    file = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
+    parts = [part for part in (file, function, Path(config.data.name).stem) if part]
+    return "-".join(_short_name(part) for part in parts)
+
+
+def _short_name(text: str) -> str:
+    """A part of a folder's name that every disk takes; one that had to be shortened is told apart by a digest."""
+    if len(text.encode()) <= LONGEST_PART:
+        return text
+    kept = text.encode()[:LONGEST_PART].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def results_folder(kind: str, config: Config, out: str | None) -> Path:
@@ -152,7 +170,7 @@ def results_folder(kind: str, config: Config, out: str | None) -> Path:
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ConfigError(f"expected a new or empty folder; got {path}: choose another --out")
         return path
-    return _free_folder(f"{kind}-{_subject(config)}")
+    return _free_folder(f"{kind}-{subject(config)}")
 
 
 def load_data(config: Config) -> Dataset:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ppgen.configuration import digest
 from ppgen.data import Dataset
 from ppgen.places import load_data
 from ppgen.sampling import Sampler
@@ -57,6 +58,7 @@ def documented(run: "Run", test: dict[str, Any]) -> dict[str, Any]:
         "data": run.config.data.name,
         "labels": run.config.data.labels,
         "seed": run.config.seed,
+        "configuration": digest(run.config),
         "steps": run.trainer.steps,
         "seconds": round(run.seconds, 3),
         "compiled": bool(run.trainer.compiled),

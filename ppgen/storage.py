@@ -44,6 +44,10 @@ from ppgen.packing import pack, unpack
 __all__ = ["FORMAT", "Checkpoint", "RunFolder", "pack", "unpack"]
 
 _METRICS, _CONFIG, _RESULT, _LOCK = "metrics.jsonl", "config.toml", "result.json", ".lock"
+LARGEST_TEXT = 16 * 2**20
+"""Bytes of a text in a run folder; those that ppgen writes have some thousands."""
+LARGEST_LINE, LARGEST_METRICS = 2**20, 2**30
+"""Bytes of a record in metrics.jsonl, and of all of them."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -140,7 +144,7 @@ class RunFolder:
             CheckpointError: it is missing, a symbolic link, unreadable or not UTF-8.
         """
         try:
-            return read_bytes(self._file(name)).decode()
+            return read_bytes(self._file(name), most=LARGEST_TEXT).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"cannot read {self.path / name}: {reason(error)}") from error
 
@@ -285,6 +289,8 @@ class RunFolder:
             CheckpointError: another line is damaged.
         """
         lines = self._metrics_bytes().split(b"\n")[:-1]
+        if any(len(line) > LARGEST_LINE for line in lines):
+            raise CheckpointError(f"expected lines of at most {LARGEST_LINE:,} bytes in {self.path / _METRICS}")
         records: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -308,7 +314,7 @@ class RunFolder:
 
     def _metrics_bytes(self) -> bytes:
         try:
-            return read_bytes(self._file(_METRICS))
+            return read_bytes(self._file(_METRICS), most=LARGEST_METRICS)
         except FileNotFoundError:
             return b""
         except OSError as error:

@@ -106,7 +106,7 @@ def _settled(folder: RunFolder, grid: Grid, *, jobs: int | None, local: bool) ->
 
 
 def _found(path: Path, points: Sequence[Point]) -> dict[str, Record]:
-    results = {point.folder: finished(path / point.folder) for point in points}
+    results = {point.folder: finished(path / point.folder, point.config) for point in points}
     return {name: {"result": result} for name, result in results.items() if result is not None}
 
 

@@ -174,7 +174,8 @@ def test_the_configuration_of_a_run_repeats_it(m2_run: Path) -> None:
 
 def test_the_document_of_a_training(m2_run: Path) -> None:
     document = json.loads((m2_run.parent / "document.json").read_text())
-    keys = ["run", "recipe", "data", "labels", "seed", "steps", "seconds", "compiled", "test", "baselines"]
+    keys = ["run", "recipe", "data", "labels", "seed", "configuration", "steps", "seconds"]
+    keys += ["compiled", "test", "baselines"]
     assert list(document) == keys
     assert document["run"] == str(m2_run)
     assert (document["recipe"], document["data"], document["labels"]) == ("m2", "digits", 100)

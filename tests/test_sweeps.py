@@ -333,6 +333,7 @@ def test_what_a_kill_left_before_there_was_a_configuration_is_no_hindrance() -> 
         path.unlink()
     for step in Path("out/seed-0").glob("step-*"):
         shutil.rmtree(step)
+    Path("out/seed-0/metrics.jsonl").unlink()
     assert swept("vae", *SHORT, "--seeds", "0-2", "--out", "out").code == 0
     assert len(results("out")) == 3
 
