@@ -16,7 +16,7 @@ import ppgen
 from ppgen import cli_estimators, cli_outcomes, display, failures, launching
 from ppgen.cli_outcomes import open_run
 from ppgen.interruption import heeded
-from ppgen.options import AT_LEAST_1, as_json, data_root, own_recipe, training_options
+from ppgen.options import AT_LEAST_1, SEED, as_json, data_root, own_recipe, training_options
 
 if TYPE_CHECKING:
     from ppgen.interruption import Interruption
@@ -29,15 +29,17 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; every failure is one line on standard error."""
+    failures.open_closed_outputs()
     try:
         with display.messages():
             code = commands.main(arguments, prog_name="ppgen", standalone_mode=False)
             sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except SystemExit as error:
-        # 2: help, where no command was given; 1: what rich makes of a reader that left early
-        return failures.BROKEN_PIPE if error.code == 1 else int(error.code or 0)
     except BaseException as error:
+        if isinstance(error, SystemExit) and not failures.place_in_users_code(error):
+            # 2: help, where no command was given; 1: what rich makes of a reader that left early
+            failures.close_broken_output(error)
+            return failures.BROKEN_PIPE if error.code == 1 else int(error.code or 0)
         failures.show_traceback(error)
         code, line = failures.explain(error)
         failures.close_broken_output(error)
@@ -94,7 +96,7 @@ def show(recipe: str, options: tuple[str, ...], **data: Any) -> None:
 @click.option(
     "--labels", metavar="N", type=click.IntRange(min=0), help="Keep so many train labels, balanced over the classes."
 )
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
+@click.option("--seed", metavar="N", type=SEED, help="Seed of everything.  [default: 0]")
 @click.option("--threads", metavar="N", type=AT_LEAST_1, help="Threads.  [default: what suits work and free cores]")
 @click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of the recipe; may be repeated.")
 @click.option("--print-config", is_flag=True, help="Print the configuration as TOML, for --config, and stop.")
@@ -243,7 +245,7 @@ commands.add_command(cli_outcomes.embed)
 @click.option("--guides", metavar="A,B", default="own", help="For svi: some of own, normal, multivariate-normal.")
 @click.option("--steps", metavar="N", type=AT_LEAST_1, help="Steps of each guide and point.  [default: the recipe's]")
 @click.option("-n", "--number", metavar="N", type=click.IntRange(min=1000), default=2000, help="Draws from each guide.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
+@click.option("--seed", metavar="N", type=SEED, help="Seed of everything.  [default: 0]")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--set", "options", metavar="KEY=VALUE", multiple=True, help="Option of recipe or method; repeatable.")
 @click.option("--out", metavar="DIR", help="New folder.  [default: runs/compare-RECIPE-DATA]")

@@ -8,7 +8,7 @@ import rich_click as click
 
 from ppgen import display
 from ppgen.interruption import heeded
-from ppgen.options import AT_LEAST_1, as_json, data_root
+from ppgen.options import AT_LEAST_1, SEED, as_json, data_root
 
 Find = Callable[[str], Any]
 _DRAWS, _BURN_IN, _PARTICLES = 20_000, 500, 5
@@ -26,7 +26,7 @@ _DRAWS, _BURN_IN, _PARTICLES = 20_000, 500, 5
 @click.option("--steps", metavar="N", type=AT_LEAST_1, help="Train so long, and compare at 0, 10 and 100 % of it.")
 @click.option("--train-with", metavar="NAME", help="Estimator to train with.  [default: rebar, where it fits]")
 @click.option("--burn-in", metavar="N", type=click.IntRange(min=0), default=_BURN_IN, help="Steps of baselines alone.")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Seed of everything.  [default: 0]")
+@click.option("--seed", metavar="N", type=SEED, help="Seed of everything.  [default: 0]")
 @click.option("--threads", metavar="N", type=AT_LEAST_1, default=1, help="Threads.")
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.  [default: auto]")
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="Compile what is timed.  [default: auto]")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from ppgen import display, failures
-from ppgen.options import AT_LEAST_1, FILE, as_json, data_root, own_recipe
+from ppgen.options import AT_LEAST_1, FILE, SEED, as_json, data_root, own_recipe
 
 if TYPE_CHECKING:
     from ppgen.runs import Record, Run
@@ -96,7 +96,7 @@ def evaluate(
 @click.option("-n", "--number", metavar="N", type=AT_LEAST_1, default=100, help="How many.")
 @click.option("--label", metavar="Y", help="Only of this class, by name or number.")
 @click.option("--out", type=FILE, metavar="FILE", help=".png, .npz or .npy.  [default: RUN-samples.png or .npz]")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Seed of the draws.")
+@click.option("--seed", metavar="N", type=SEED, default=0, help="Seed of the draws.")
 @own_recipe
 @data_root
 def sample(
@@ -123,7 +123,7 @@ def sample(
 @click.option("--label-column", metavar="NAME", help="Column of labels of a .csv file, with --data.")
 @click.option("--split", type=click.Choice(SPLITS), help="Which rows.  [default: test; all of --data]")
 @click.option("--out", type=FILE, metavar="FILE", help=".npz or .csv.  [default: RUN-features.npz]")
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, help="Seed of draws, where there are any.")
+@click.option("--seed", metavar="N", type=SEED, default=0, help="Seed of draws, where there are any.")
 @own_recipe
 @data_root
 def embed(

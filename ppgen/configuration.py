@@ -16,6 +16,8 @@ import tomli_w
 from ppgen.errors import ConfigError
 
 FORMAT = 1
+LARGEST_SEED = 2**63 - 1
+"""What torch takes, and TOML."""
 LARGEST, DEEPEST = 2**18, 32
 """Characters and levels of a configuration; real ones have some thousands, and at most four."""
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\'[^\'\n]*\'?|#[^\n]*')
@@ -52,7 +54,7 @@ class Config(_Strict):
 
     format: int = pydantic.Field(default=FORMAT, ge=1, strict=True)
     recipe: str
-    seed: int = pydantic.Field(default=0, ge=0, strict=True)
+    seed: int = pydantic.Field(default=0, ge=0, le=LARGEST_SEED, strict=True)
     epochs: int | None = pydantic.Field(default=None, ge=1, strict=True)
     steps: int | None = pydantic.Field(default=None, ge=1, strict=True)
     device: str = "auto"

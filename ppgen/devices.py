@@ -94,7 +94,8 @@ def _gpus() -> list[int]:
 def seed_all(seed: int) -> None:
     """Starts every random stream anew: torch's, numpy's, Python's."""
     torch.manual_seed(seed)
-    np.random.seed(seed)
+    # numpy's takes 32 bits at a time
+    np.random.seed(seed if seed < 2**32 else [seed & 0xFFFFFFFF, seed >> 32])
     random.seed(seed)
 
 

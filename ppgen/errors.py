@@ -1,5 +1,8 @@
 """What can go wrong through no fault of ppgen, each with the exit code of the command line."""
 
+OWN = "__ppgen_recipe__"
+"""The name that marks a module of the user's own recipes; what goes wrong in its package is no fault of ppgen."""
+
 
 class PpgenError(Exception):
     """An error that the user can mend: shown as one line, without a traceback."""

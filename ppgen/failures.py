@@ -13,10 +13,13 @@ from typing import Any
 import click
 
 from ppgen import launching
-from ppgen.errors import PpgenError
+from ppgen.errors import OWN, PpgenError
 
+_NO_FILE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 _STORAGE = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EIO}
 _INTERRUPTED, _STORAGE_FAILED, _USAGE = 130, 6, 2
+LONGEST_PATH = 200
+"""Characters of a path that a message shows."""
 BROKEN_PIPE = 141
 """What shells make of SIGPIPE."""
 
@@ -56,15 +59,22 @@ def _described(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, click.ClickException):
         return error.exit_code, _usage(error)
-    if isinstance(error, OSError) and error.errno in _STORAGE:
-        return _STORAGE_FAILED, _of_file(error)
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
-        return _USAGE, _of_file(error)
     if _is_out_of_memory(error):
         return 1, "out of memory: try smaller batches or fewer particles"
-    if place := _place_in_users_code(error):
+    if place := place_in_users_code(error):
         return _USAGE, f"{place}: {_named(error)} (PPGEN_DEBUG=1 shows the traceback)"
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return _STORAGE_FAILED, _of_file(error)
+    if isinstance(error, OSError) and error.errno in _NO_FILE:
+        return _USAGE, _of_file(error)
     return 1, f"{_named(error)}; this is a bug in ppgen: run again with PPGEN_DEBUG=1 for the traceback"
+
+
+def open_closed_outputs() -> None:
+    """Lets output go nowhere that the caller has closed: ``>&-``."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def exit_code(error: BaseException) -> int:
@@ -77,8 +87,10 @@ def exit_code(error: BaseException) -> int:
 
 
 def close_broken_output(error: BaseException) -> None:
-    """After a broken pipe, lets the rest of standard output go nowhere, so that Python does not complain at its end."""
-    if isinstance(error, BrokenPipeError):
+    """After output that failed, lets the rest of it go nowhere, so that Python does not complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -121,7 +133,9 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _of_file(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    name = str(error.filename or "")
+    short = name if len(name) <= LONGEST_PATH else f"{name[:LONGEST_PATH]}..."
+    return f"{short}: {error.strerror}" if name else str(error.strerror or error)
 
 
 def _named(error: BaseException) -> str:
@@ -137,18 +151,25 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _place_in_users_code(error: BaseException) -> str | None:
+def place_in_users_code(error: BaseException) -> str | None:
     """Returns file and line of the user's code that a failure went through, innermost first."""
     if isinstance(error, SyntaxError) and error.filename and _is_users(error.filename):
         return f"{_short(error.filename)}, line {error.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_users(frame.filename):
-            return f"{_short(frame.filename)}, line {frame.lineno}"
+    packages = {name.partition(".")[0] for name, module in list(sys.modules.items()) if OWN in _names(module)}
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        filename = frame.f_code.co_filename
+        if _is_users(filename) or str(frame.f_globals.get("__name__")).partition(".")[0] in packages:
+            return f"{_short(filename)}, line {line}"
     return None
 
 
+def _names(module: object) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(module, "__dict__", {})
+    return found
+
+
 def _is_users(filename: str) -> bool:
-    if filename.startswith("<"):
+    if not os.path.isfile(filename):  # typed in, or compiled from a source that is not there
         return False
     package = Path(__file__).parent
     libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]

@@ -8,6 +8,8 @@ import rich_click as click
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 AT_LEAST_1 = click.IntRange(min=1)
+SEED = click.IntRange(min=0, max=2**63 - 1)
+"""`ppgen.configuration.LARGEST_SEED`, which would be slow to import."""
 
 data_root = click.option("--data-root", metavar="DIR", help="Where data sets lie (or PPGEN_DATA).")
 own_recipe = click.option("--recipe", metavar="FILE.py:NAME", help="The run's recipe, where it is your own code.")

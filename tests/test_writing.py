@@ -59,7 +59,7 @@ def other_ways_of_writing(module: str, source: str) -> list[str]:
             or (called == "os.open" and any("O_WRONLY" in text or "O_CREAT" in text for text in texts))
             or (name == "open" and owner not in ("os", "Run", "io", "") and any(m[1:2] in set("wax") for m in modes))
         )
-        if wrong and not (called == "os.open" and "os.devnull" in texts):
+        if wrong and "os.devnull" not in " ".join(texts):
             found.append(f"{module}:{node.lineno}: {called}({', '.join(texts)})")
     return found
 

@@ -131,7 +131,7 @@ def _predicted(rows: np.ndarray, labels: np.ndarray, held_out: np.ndarray, seed:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    network = MLPClassifier((HIDDEN,), max_iter=PASSES, batch_size=min(100, len(rows)), random_state=seed)
+    network = MLPClassifier((HIDDEN,), max_iter=PASSES, batch_size=min(100, len(rows)), random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it stops after so many passes by design
         predicted: np.ndarray = make_pipeline(StandardScaler(), network).fit(rows, labels).predict(held_out)

@@ -8,7 +8,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
-from ppgen.errors import ConfigError
+from ppgen.errors import OWN, ConfigError
 from ppgen.recipes.base import Entry
 
 
@@ -20,6 +20,7 @@ def load_users(reference: str) -> Entry:
     """
     place, _, name = reference.rpartition(":")
     module = _module_of_file(Path(place)) if place.endswith(".py") else _module_named(place)
+    vars(module).setdefault(OWN, reference)
     function = getattr(module, name, None)
     if isinstance(function, Entry):
         return replace(function, name=reference)
