@@ -159,7 +159,7 @@ class Trainer:
             return
         batch = place(batch, self.device)
         streams = devices.all_random_states()
-        with tried(self._parts), self._store.active():
+        with tried(self._parts), self._store.settling():
             self.objective.setup(self.model, self.guide, batch)
             groups = self.objective.players(self.model, self.guide, batch)
         self._watch.all_streams = devices.draws_elsewhere(streams)
@@ -312,6 +312,7 @@ class Trainer:
 
     def _losses(self, index: int, batch: Batch) -> tuple[Scalars, Gradients, Scalars]:
         losses, metrics = self._phases[index](self.model, self.guide, batch)
+        self._store.require_settled()
         return losses, players.gradients_of(losses, self._players), metrics
 
     def _advance(self, index: int, batch: Batch) -> dict[str, Tensor]:

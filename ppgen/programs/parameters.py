@@ -16,6 +16,7 @@ from pyro.params.param_store import ParamStoreDict
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppgen.errors import ConfigError
 from ppgen.programs.calling import Program, unwrapped
 
 logger = logging.getLogger("ppgen")
@@ -68,6 +69,7 @@ class Store:
 
     def __init__(self) -> None:
         self._state: dict[str, dict[str, Any]] = {"params": {}, "constraints": {}}
+        self._settled: set[str] | None = None
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -92,6 +94,27 @@ class Store:
         """Restores `content`."""
         self._state.update({kind: dict(named) for kind, named in content.items()})
 
+    @contextlib.contextmanager
+    def settling(self) -> Iterator[None]:
+        """`active`, at whose end all parameters exist, so that what optimises them can be made."""
+        with self.active():
+            yield
+        self._settled = set(self._state["params"])
+
+    def require_settled(self) -> None:
+        """Checks, within `active`, that no parameter was made since: nothing would train it.
+
+        Raises:
+            ConfigError: if one was.
+        """
+        active = pyro.get_param_store()
+        if self._settled is not None and len(active) != len(self._settled):
+            late = min(active.keys() - self._settled, default="")
+            raise ConfigError(
+                f"parameter '{late}' is made in some runs only, when the optimizer has been made: nothing would train"
+                " it. Call pyro.param for it in every run, before the branch that needs it"
+            )
+
     def unconstrained(self) -> dict[str, Tensor]:
         """Returns the tensors that are optimised, by name."""
         return dict(self._state["params"])
@@ -100,6 +123,8 @@ class Store:
         """Adds or replaces unconstrained tensors by name."""
         for name, tensor in tensors.items():
             self._state["params"][name] = tensor.to(device).requires_grad_()
+            if self._settled is not None:
+                self._settled.add(name)
             self._state["constraints"].setdefault(name, constraints.real)
 
     def read(self) -> ParamStoreDict:
