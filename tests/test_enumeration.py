@@ -14,12 +14,12 @@ from enumeration import States, elbo, evidence, paths
 from pyro import poutine
 from pyro.infer import config_enumerate
 from torch import Tensor
-from zoo import relative, repeated, value_and_gradients, z_score
+from zoo import relative, value_and_gradients, z_score
 
 from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.evaluation import negative_log_likelihood
-from ppgen.objectives import ELBO, IWAE, EnumeratedELBO, Objective, Renyi
+from ppgen.objectives import IWAE, EnumeratedELBO, Objective, Renyi
 from ppgen.programs import Store
 from ppgen.training import Trainer
 
@@ -436,30 +436,3 @@ def test_a_mask_may_depend_on_a_site_of_the_model_alone() -> None:
 
     nothing = Parts(lambda p, x: None, seed=2, v=(1,))
     require_sums(Parts(model, seed=1, prior=(3,), locs=(3,)), nothing, rows(), {}, of_model={"y": range(3)})
-
-
-# ---------------------------------------------------------------------------------------- beside an estimated gradient
-
-
-def test_a_signal_knows_what_its_states_say_of_earlier_ones() -> None:
-    """The score function's site depends on the later of two enumerated sites, its costs on both."""
-
-    def model(p: Parameters, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            a, y = pyro.sample("a", dist.Bernoulli(0.4)), pyro.sample("y", dist.Bernoulli(0.3))
-            z = pyro.sample("z", dist.Bernoulli(0.5).expand([1]).to_event(1))[..., 0]
-            pyro.sample("x", dist.Normal(2 * a * y + 3 * a * z - y * z, 1.0), obs=x)
-
-    def guide(p: Parameters, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            a = pyro.sample("a", dist.Bernoulli(logits=p["a"][0] * x))
-            y = pyro.sample("y", dist.Bernoulli(logits=p["y"][0] + 3 * a))
-            pyro.sample("z", dist.Bernoulli(logits=(p["z"][0] + 2 * y).unsqueeze(-1)).to_event(1))
-
-    made = Parts(model, seed=1, nothing=(1,)), Parts(guide, seed=2, a=(1,), y=(1,), z=(1,))
-    states: States = {"a": [0.0, 1.0], "y": [0.0, 1.0], "z": [torch.zeros(1), torch.ones(1)]}
-    exact = torch.autograd.grad(-elbo(list(paths(*made, {"x": rows()}, states))).mean(), list(made[1].parameters()))
-    spec = {"a": "enumerate", "y": "enumerate", "z": "leave-one-out"}
-    _, gradients = repeated(ELBO(estimator=spec, particles=4), *made, {"x": rows()}, draws=800)
-    for (name, _), gradient in zip(made[1].named_parameters(), exact, strict=True):
-        assert z_score(gradients[f"guide.{name}"], gradient) < 4.5

@@ -5,13 +5,16 @@
 """
 
 from ppgen.gradients.base import Estimator, SignalEstimator, Situation
+from ppgen.gradients.baselines import Baseline
 from ppgen.gradients.control import REBAR, RELAX, Control, MuProp
 from ppgen.gradients.exact import Enumerate, Pathwise
 from ppgen.gradients.implicit import implicit_rsample
-from ppgen.gradients.plan import Cost, Draws, Plan
+from ppgen.gradients.plan import Plan
 from ppgen.gradients.registry import ESTIMATORS, Spec, estimator
 from ppgen.gradients.relaxed import Concrete, GumbelSoftmax, GumbelStraightThrough, StraightThrough, soft
+from ppgen.gradients.sampling import Draws
 from ppgen.gradients.score import NVIL, VIMCO, LeaveOneOut, MovingAverage, RaoBlackwell, Score
+from ppgen.gradients.sites import Cost
 
 __all__ = [
     "ESTIMATORS",
@@ -19,6 +22,7 @@ __all__ = [
     "REBAR",
     "RELAX",
     "VIMCO",
+    "Baseline",
     "Concrete",
     "Control",
     "Cost",

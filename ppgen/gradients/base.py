@@ -1,7 +1,7 @@
 """What an estimator of the gradient of one guide site is."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppgen.errors import ConfigError
 
+_CERTAIN = 1e30
 Message = Any
 """One of Pyro's messages: a site about to be drawn."""
 
@@ -23,10 +24,16 @@ class Situation:
         inputs: features of the rows that the site's distribution may depend on: ``(..., features)``.
         left_out: for "geometric" or "arithmetic", the signal that each particle would have if it were one of the
             others on average; None where there is one particle.
+        name: of the site.
+        asked: the site's ``infer`` in this run.
+        unit: what a signal is multiplied by to be in the scale of the program.
     """
 
     inputs: Callable[[], Tensor]
     left_out: Callable[[str], Tensor | None]
+    name: str = ""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    unit: float = 1.0
 
 
 class Estimator(nn.Module):
@@ -101,8 +108,11 @@ def why_not_binary(fn: Any) -> str | None:
 
 
 def logits_of(fn: Any) -> Tensor:
-    """Returns the logits of a Bernoulli or OneHotCategorical site, broadcast to the shape of a value."""
-    logits: Tensor = base_of(fn).logits
+    """Returns the logits of a Bernoulli or OneHotCategorical site, broadcast to the shape of a value.
+
+    That of what cannot be is a large number: unlike an infinite one it has a product with 0.
+    """
+    logits: Tensor = base_of(fn).logits.clamp(-_CERTAIN, _CERTAIN)
     return logits.expand(fn.batch_shape + fn.event_shape) if logits.shape != fn.batch_shape + fn.event_shape else logits
 
 

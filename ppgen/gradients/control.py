@@ -237,7 +237,7 @@ def _conditional(fn: dist.TorchDistribution, logits: Tensor, value: Tensor) -> T
         return logits + u.log() - (-u).log1p()
     top = -(-v.log()).log()
     chosen = (value * v).sum(-1, keepdim=True)
-    others = -((-v.log()) * (-logits).exp() - chosen.log()).log()
+    others = -torch.logaddexp((-v.log()).log() - logits, (-chosen.log()).log())
     return torch.where(value > 0, top, others)
 
 

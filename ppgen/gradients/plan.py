@@ -1,55 +1,53 @@
 """Which estimator treats which site of a pair, and what they add to the loss of a run."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppgen import programs
 from ppgen.errors import ConfigError
-from ppgen.gradients.base import Estimator, SignalEstimator, Situation, base_of, logits_of
-from ppgen.gradients.control import REBAR, Control, Drawn, Signals, first_draw
+from ppgen.gradients.base import Estimator, SignalEstimator, Situation, base_of
+from ppgen.gradients.baselines import asked_at
+from ppgen.gradients.control import Control, Signals
 from ppgen.gradients.exact import Enumerate, Pathwise
-from ppgen.gradients.registry import ESTIMATORS, Spec, parsed
-from ppgen.gradients.relaxed import soft
+from ppgen.gradients.registry import Spec, name_of, parsed
+from ppgen.gradients.sampling import Draws, Sampler
 from ppgen.gradients.score import Score
-from ppgen.programs import DENSITY, Joint
+from ppgen.gradients.sites import Cost, LatentSite, Plates, inputs_of, joined
+from ppgen.programs import Dependencies, Joint, Program
 
-
-@dataclass(frozen=True)
-class Cost:
-    """A term of the loss of a run, before anything is summed.
-
-    Attributes:
-        sources: the sites that it is made of.
-        node: a site that lies in the same plates.
-        value: its value, with its scale, mask and weight.
-        differentiated: what has the value's derivative, without parts of which it is 0 in expectation; the value
-            itself, unless told.
-    """
-
-    sources: tuple[str, ...]
-    node: Mapping[str, Any]
-    value: Tensor
-    differentiated: Tensor | None = None
+Pair = tuple[Program, Program]
 
 
 @dataclass
-class Draws:
-    """How sites with control variates were drawn in one run, and why no gradient can be made of that, if so."""
+class _Chosen:
+    """What was chosen for one pair.
 
-    drawn: dict[str, Drawn] = field(default_factory=dict)
-    refusal: str | None = None
+    Attributes:
+        sites: the estimators.
+        names: of the sites that have one, in the order in which the guide draws them.
+        kinds: the classes of distributions of every latent site that some run had.
+        dependencies: of the pair; where nobody asked, anything may depend on anything.
+        particles: of its runs.
+    """
+
+    sites: nn.ModuleDict
+    names: list[str] = field(default_factory=list)
+    kinds: dict[str, set[type]] = field(default_factory=dict)
+    dependencies: Dependencies = field(default_factory=Dependencies.unknown)
+    particles: int = 1
+
+    def add(self, name: str, one: Estimator) -> None:
+        self.names.append(name)
+        self.sites[name.replace(".", "/")] = one
 
 
 class Plan(nn.Module):
-    """Which estimator treats which site of a pair.
+    """Which estimator treats which site of a pair; of each pair that an objective meets, by itself.
 
     Args:
         spec: an estimator by name, one for all sites that need one, or one by site.
@@ -60,14 +58,23 @@ class Plan(nn.Module):
         super().__init__()
         self._asked = parsed(spec)
         self._unfit = dict(unfit or {})
-        self._ready = False
-        self.sites = nn.ModuleDict()
-        self._names: list[str] = []
-        self._dependents: Mapping[str, frozenset[str]] = {}
+        self._pairs: dict[Pair, _Chosen] = {}
+        self.sites = nn.ModuleDict()  # of the first pair
+        self.others = nn.ModuleList()  # of all further ones
+        self._now = _Chosen(self.sites)
+        self._step = torch.zeros((), dtype=torch.int64)
+
+    def use(self, model: Program, guide: Program) -> bool:
+        """Turns to a pair, and says whether `prepare` has chosen an estimator for every site of it."""
+        found = self._pairs.get((model, guide))
+        if found is not None:
+            self._now = found
+        return found is not None
 
     def estimators(self) -> dict[str, Estimator]:
         """Returns the estimator of each site that has one, in the order in which the guide draws them."""
-        return dict(zip(self._names, self.sites.values(), strict=True))  # type: ignore[arg-type]
+        now = self._now
+        return dict(zip(now.names, now.sites.values(), strict=True))  # type: ignore[arg-type]
 
     @property
     def enumerated(self) -> frozenset[str]:
@@ -80,86 +87,130 @@ class Plan(nn.Module):
         return any(isinstance(one, Enumerate) for one in self._asked.values())
 
     @property
+    def summed(self) -> "bool | Collection[str]":
+        """Which sites a run enumerates."""
+        general = isinstance(self._asked.get(""), Enumerate)
+        return _Summed(self.enumerated, (*self._now.kinds, *self._asked) if general else None) if self.sums else False
+
+    @property
     def versions(self) -> int:
         """How many versions of the draws are made."""
         return 1 + sum(one.versions for one in self.estimators().values())
 
     @property
-    def ready(self) -> bool:
-        """Whether `prepare` has chosen an estimator for every site."""
-        return self._ready
-
-    @property
     def has_signals(self) -> bool:
         """Whether some site's gradient is more than a derivative of the loss."""
-        return any(isinstance(one, (SignalEstimator, Control)) for one in self.estimators().values())
+        return any(map(_has_signal, self.estimators().values()))
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether estimators have parameters."""
-        return any(True for _ in self.parameters())
+    # ------------------------------------------------------------------------------------------------- choosing
 
     def prepare(
-        self, joint: Joint, dependents: Callable[[], Mapping[str, frozenset[str]]], *, particles: int, step: Tensor
+        self,
+        joint: Joint,
+        pair: Pair,
+        *,
+        dependents: Callable[[], Dependencies] | None,
+        seen: Callable[[], Mapping[str, Any]],
+        particles: int,
+        step: Tensor,
     ) -> None:
-        """Chooses an estimator for every latent site of a checked run, and makes what they train; once.
+        """Chooses an estimator for every latent site of a checked run, and makes what they train; once for a pair.
+
+        Args:
+            joint: the run.
+            pair: model and guide.
+            dependents: says on which draws what depends, where that is of use.
+            seen: says which latent sites, of which distributions, several runs of the guide have.
+            particles: of the runs to come.
+            step: the number of steps taken.
 
         Raises:
             ConfigError: if a site cannot be treated by what was asked for.
         """
-        if self._ready:
+        if self.use(*pair):
             return
-        for name in self._asked:
-            if name and name not in joint.latents:
-                raise ConfigError(
-                    f"there is no guide site '{name}' to estimate; there are {', '.join(joint.latents) or 'none'}"
-                )
-        for name in joint.latents:
-            chosen = self._choose(joint, name, particles)
-            if chosen is not None:
-                event = joint.guide.nodes[name]["fn"].event_shape.numel()
-                chosen.prepare(event=event, inputs=sum(x.shape[-1] for x in _inputs(joint, name, self.enumerated)))
-                self._names.append(name)
-                self.sites[name.replace(".", "/")] = chosen.to(step.device)
-        general = self._asked.get("")
-        if general is not None and not self._names and not isinstance(general, (Enumerate, Pathwise)):
-            sites = ", ".join(f"{name}:{_name_of(general)}" for name in joint.latents)
-            raise ConfigError(
-                f"estimator '{_name_of(general)}' finds no site to treat: all have pathwise derivatives. Name those"
-                f" that it is to treat all the same: {sites}"
-            )
-        if self.has_signals:
-            self._dependents = dependents()
-        self._ready = True
+        chosen = _Chosen(self.sites if not self._pairs else nn.ModuleDict(), particles=particles)
+        self._require_sites(joint, seen)
+        made = {name: self._made(joint, name, particles) for name in joint.latents}
+        if not any(one is not None for one in made.values()):
+            self._require_use(joint, seen)
+        for name, one in made.items():
+            chosen.kinds[name] = {_kind(joint.guide.nodes[name]["fn"])}
+            if one is not None:
+                chosen.add(name, one.to(step.device))
+        if dependents is not None and any(map(_has_signal, made.values())):
+            chosen.dependencies = dependents()
+            _require_one_run(chosen)
+        if self._pairs:
+            self._require_no_state(chosen)
+            self.others.append(chosen.sites)
+        self._pairs[pair] = self._now = chosen
         self.share_clock(step)
 
     def share_clock(self, step: Tensor) -> None:
         """Makes every estimator read this step."""
+        self._step = step
         for module in self.modules():
             if isinstance(module, Estimator):
                 module.step = step
 
-    def _choose(self, joint: Joint, name: str, particles: int) -> Estimator | None:
-        fn = joint.guide.nodes[name]["fn"]
-        asked = self._asked.get(name) or self._asked.get("")
+    def _made(self, joint: Joint, name: str, particles: int) -> Estimator | None:
+        node = joint.guide.nodes[name]
+        chosen = self._choose(name, node, particles)
+        if chosen is not None:
+            summed = [n for n in joint.latents if isinstance(self._named(n, joint.guide.nodes[n]), Enumerate)]
+            width = sum(x.shape[-1] for x in inputs_of(joint, name, summed))
+            chosen.prepare(event=node["fn"].event_shape.numel(), inputs=width)
+        return chosen
+
+    def _named(self, name: str, node: Mapping[str, Any]) -> Estimator | None:
+        """What was asked for at a site: by its name, by the guide itself, or for all sites that need something."""
+        general = self._asked.get("")
+        if (own := self._asked.get(name)) is not None or isinstance(general, Enumerate) or _has_pathwise(node["fn"]):
+            return own or general
+        return asked_at(name, node["infer"]) or general
+
+    def _choose(self, name: str, node: Mapping[str, Any], particles: int) -> Estimator | None:
+        fn, asked = node["fn"], self._named(name, node)
         if asked is None or (name not in self._asked and _has_pathwise(fn) and not isinstance(asked, Pathwise)):
-            return None if _has_pathwise(fn) else self._refuse_undefined(name, fn)
+            if not _has_pathwise(fn):
+                raise _undefined(name, fn)
+            return None
         if isinstance(asked, Pathwise) and fn.has_rsample:
             return None
         reason = next((why for kind, why in self._unfit.items() if isinstance(asked, kind)), None)
         if reason := reason or asked.refusal(fn, particles=particles):
-            kind = _name_of(asked)
-            raise ConfigError(f"estimator '{kind}' cannot treat guide site '{name}': {reason}")
-        return copy.deepcopy(asked)
+            raise ConfigError(f"estimator '{name_of(asked)}' cannot treat guide site '{name}': {reason}")
+        return copy.deepcopy(asked) if asked in self._asked.values() else asked
 
-    @staticmethod
-    def _refuse_undefined(name: str, fn: Any) -> None:
-        kind = type(base_of(fn)).__name__
-        discrete = "estimator='enumerate' sums it out, " if fn.has_enumerate_support and not fn.event_shape else ""
-        raise ConfigError(
-            f"guide site '{name}' ({kind}) has no pathwise derivative, so its gradient would be biased: {discrete}"
-            "estimator='leave-one-out' with particles=2 or more, 'rebar' and others estimate it"
-        )
+    def _require_sites(self, joint: Joint, seen: Callable[[], Mapping[str, Any]]) -> None:
+        """Checks that every name that was asked for is that of a site, in some runs at least."""
+        unknown = [name for name in self._asked if name and name not in joint.latents]
+        later = seen() if unknown else {}
+        for name in unknown:
+            if name not in later:
+                there = ", ".join(joint.latents) or "none"
+                raise ConfigError(f"there is no guide site '{name}' to estimate; there are {there}")
+
+    def _require_use(self, joint: Joint, seen: Callable[[], Mapping[str, Any]]) -> None:
+        """Checks that an estimator for all sites that need one has such a site, in some runs at least."""
+        general = self._asked.get("")
+        if general is None or isinstance(general, (Enumerate, Pathwise)):
+            return
+        if all(map(_has_pathwise, seen().values())):
+            sites = ", ".join(f"{name}:{name_of(general)}" for name in joint.latents)
+            raise ConfigError(
+                f"estimator '{name_of(general)}' finds no site to treat: all have pathwise derivatives. Name those"
+                f" that it is to treat all the same: {sites}"
+            )
+
+    def _require_no_state(self, chosen: _Chosen) -> None:
+        keeping = [name for name, one in zip(chosen.names, chosen.sites.values(), strict=True) if one.state_dict()]
+        if keeping and self.state_dict():
+            raise ConfigError(
+                f"the estimator of guide site '{keeping[0]}' learns along with one pair, and this objective has trained"
+                " another: make an objective for each"
+            )
 
     # ------------------------------------------------------------------------------------------------- drawing
 
@@ -170,7 +221,48 @@ class Plan(nn.Module):
             joint_rank: how many dimensions the terms of the run have.
             draws: where draws with control variates are put.
         """
-        return _Sampler(self, joint_rank, draws) if self._names else None
+        if not self._now.names and not self._asked:
+            return None
+        return Sampler(self.estimators(), self.owners(), joint_rank, draws, self._met)
+
+    def settle(self, joint: Joint, draws: Draws) -> None:
+        """Looks at the sites of a run, of which there may be some that no run before it had.
+
+        Raises:
+            ConfigError: if one of them cannot be treated, or no gradient can be made of how they were drawn.
+        """
+        if draws.refusal is not None:
+            raise ConfigError(draws.refusal)
+        for name in joint.latents:
+            node = joint.guide.nodes[name]
+            if name not in self._now.kinds or not (self._asked or _has_pathwise(node["fn"]) or self.detached(name)):
+                self._add(name, node, summed=name in joint.enumerated)
+
+    def _met(self, msg: Any) -> Estimator | None:
+        """Returns the estimator of a site about to be drawn, that of a new one made on the spot."""
+        if _kind(msg["fn"]) not in self._now.kinds.get(msg["name"], ()):
+            self._add(msg["name"], msg, summed=False)
+        return self.estimators().get(msg["name"])
+
+    def _add(self, name: str, node: Mapping[str, Any], *, summed: bool) -> None:
+        now = self._now
+        one, before = self._choose(name, node, now.particles), self.estimators().get(name)
+        if name in now.kinds and type(one) is not type(before):
+            kinds = " and ".join(sorted(kind.__name__ for kind in {*now.kinds[name], _kind(node["fn"])}))
+            raise ConfigError(f"guide site '{name}' takes turns at being {kinds}: give them names of their own")
+        if name not in now.kinds and one is not None:
+            if isinstance(one, (Control, Enumerate)) and not summed:
+                what = "has to be laid out before a run"
+            else:
+                what = "keeps a state of its own" if one.state_dict() else ""
+            if what:
+                raise ConfigError(
+                    f"guide site '{name}' is not drawn in every run, and estimator '{name_of(one)}' {what}: take"
+                    " 'score' or 'rao-blackwell' for it, or draw it in every run"
+                )
+            one.step = self._step
+            now.add(name, one.to(self._step.device))
+        now.kinds.setdefault(name, set()).add(_kind(node["fn"]))
 
     def owners(self) -> list[str]:
         """Returns to which site each version belongs, the first one to none."""
@@ -178,11 +270,16 @@ class Plan(nn.Module):
 
     def inputs(self, joint: Joint, name: str) -> Tensor:
         """Returns what a row shows before a site is drawn: ``(..., features)``."""
-        return _joined(_inputs(joint, name, self.enumerated))
+        return joined(inputs_of(joint, name, self.enumerated))
+
+    def situation(self, joint: Joint, name: str, left_out: Callable[[str], Tensor | None], *, unit: float) -> Situation:
+        """Returns what the estimator of a site may look at."""
+        node = joint.guide.nodes[name]
+        return Situation(lambda: self.inputs(joint, name), left_out, name=name, asked=node["infer"], unit=unit)
 
     def detached(self, name: str) -> bool:
         """Whether the expected derivative of a site's log q is left out of the loss, being 0."""
-        return isinstance(self.estimators().get(name), (SignalEstimator, Control))
+        return _has_signal(self.estimators().get(name))
 
     # ------------------------------------------------------------------------------------------------ gradients
 
@@ -193,40 +290,35 @@ class Plan(nn.Module):
             joint: the run.
             costs: the terms of the loss, in nats, with the N/B scale.
             draws: how sites with control variates were drawn.
-
-        Raises:
-            ConfigError: if a control variate has no derivative through a later draw.
         """
-        if draws.refusal is not None:
-            raise ConfigError(draws.refusal)
         total, losses = torch.zeros(()), []
+        plates = Plates(joint, self._now.dependencies)
         for name, one in self.estimators().items():
+            if name not in joint.latents:
+                continue
+            site = LatentSite(joint, name, plates)
             if isinstance(one, SignalEstimator):
-                added, loss = self._by_signal(joint, costs, name, one)
+                added, loss = self._by_signal(site, costs, one)
             elif isinstance(one, Control):
-                added, loss = self._by_control(joint, costs, name, one, draws)
+                added, loss = self._by_control(site, costs, one, draws)
             else:
                 continue
             total = total + added
             losses += [] if loss is None else [loss]
         return total - total.detach(), sum(losses[1:], losses[0]) if losses else None
 
-    def _by_signal(
-        self, joint: Joint, costs: Sequence[Cost], name: str, one: SignalEstimator
-    ) -> tuple[Tensor, Tensor | None]:
-        site = _Site(joint, name)
-        relevant = self._relevant(joint, costs, name, only=isinstance(one, Score) and one.rao_blackwell)
+    def _by_signal(self, site: LatentSite, costs: Sequence[Cost], one: SignalEstimator) -> tuple[Tensor, Tensor | None]:
+        relevant = self._relevant(site, costs, only=isinstance(one, Score) and one.rao_blackwell)
         signal = site.signal(relevant).detach()
-        situation = Situation(lambda: self.inputs(joint, name), lambda _: site.left_out(signal))
+        situation = self.situation(site.joint, site.name, lambda _: site.left_out(signal), unit=site.unit)
         advantage, loss = one.advantage(signal, situation)
         return (site.weight * advantage.detach() * site.log_q).sum(), loss
 
     def _by_control(
-        self, joint: Joint, costs: Sequence[Cost], name: str, one: Control, draws: Draws
+        self, site: LatentSite, costs: Sequence[Cost], one: Control, draws: Draws
     ) -> tuple[Tensor, Tensor | None]:
-        site = _Site(joint, name)
-        relevant = self._relevant(joint, costs, name, only=False)
-        first = self.owners().index(name)
+        relevant = self._relevant(site, costs, only=False)
+        first = self.owners().index(site.name)
         versions = [0, *range(first, first + one.versions)]
         signals = Signals(
             values=tuple(site.signal(relevant, version) for version in versions),
@@ -234,160 +326,69 @@ class Plan(nn.Module):
             weight=site.weight,
             log_q=site.log_q,
         )
-        return one.surrogate(draws.drawn[name], signals)
+        return one.surrogate(draws.drawn[site.name], signals)
 
-    def _relevant(self, joint: Joint, costs: Sequence[Cost], name: str, *, only: bool) -> list[Cost]:
+    def _relevant(self, site: LatentSite, costs: Sequence[Cost], *, only: bool) -> list[Cost]:
         """The costs that a site's signal is made of: those that depend on it, and the others of its row unless told."""
-        local = joint.is_local(name)
+        joint, known = site.joint, self._now.dependencies
+        local = joint.is_local(site.name)
         return [
             cost
             for cost in costs
-            if name in cost.sources
-            or any(name in self._dependents.get(source, ()) for source in cost.sources)
+            if site.name in cost.sources
+            or any(known.of_term(source, site.name) for source in cost.sources)
             or (not only and (not local or joint.is_local_node(cost.node)))
         ]
 
 
-class _Site:
-    """One site of a run, and the shape of its log probability, to which signals are brought."""
+class _Summed(Collection[str]):
+    """The names of the sites that are enumerated: if all that need something are, unknown ones among them."""
 
-    def __init__(self, joint: Joint, name: str) -> None:
-        self.joint = joint
-        node = joint.guide.nodes[name]
-        rank = joint.layout.rank
-        log_q = joint.first_version(joint.padded(programs.log_prob_of(node)))
-        self.log_q: Tensor = scale_and_mask(log_q, mask=node["mask"])
-        self.keep = frozenset(d for d in range(-log_q.dim(), -rank) if log_q.shape[d] > 1)
-        self.plates = frozenset(frame.dim for frame in node["cond_indep_stack"] if frame.vectorized)
-        size = joint.plate.size if joint.plate else 1
-        self.unit = joint.plate.scale if joint.plate and joint.is_local(name) else float(size)
-        self.share = 1 / (size * joint.layout.particles)
-        states = joint.probabilities(name, log_q) if self.keep else None
-        ones = torch.ones((), device=log_q.device) if states is None else joint.first_version(states).detach()
-        self.weight = ones * (self.unit * self.share)
+    def __init__(self, names: frozenset[str], known: Collection[str] | None) -> None:
+        self._names = names
+        self._known = known
 
-    def signal(self, costs: Sequence[Cost], version: int = 0) -> Tensor:
-        """Sums costs to the shape of the site's log probability: nats per row, or per datum of a global site."""
-        total = sum((self._brought(cost, version) for cost in costs), torch.zeros(()))
-        return (total / self.unit).expand_as(self.log_q)
+    def __contains__(self, name: object) -> bool:
+        return name in self._names or (self._known is not None and name not in self._known)
 
-    def total(self, costs: Sequence[Cost], version: int) -> Tensor:
-        """Sums costs to their share in the loss, as it is in one version."""
-        joint = self.joint
-        terms = [self._version(joint.expectation(cost.node, cost.value), version).sum() for cost in costs]
-        return sum(terms, torch.zeros(())) * self.share
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
 
-    def _version(self, term: Tensor, version: int) -> Tensor:
-        dim = -self.joint.layout.rank
-        several = self.joint.layout.versions > 1 and term.dim() >= -dim and term.shape[dim] > 1
-        return term.narrow(dim, version, 1) if several else term
+    def __len__(self) -> int:
+        return len(self._names)
 
-    def _brought(self, cost: Cost, version: int) -> Tensor:
-        term = self.joint.padded(self.joint.expectation(cost.node, cost.value, keep=self.keep))
-        term = self._version(term, version)
-        gone = tuple(d for d in range(-self.joint.nesting, 0) if d not in self.plates)
-        return term.sum(gone, keepdim=True) if gone else term
-
-    def left_out(self, signal: Tensor) -> Tensor | None:
-        """Returns the mean signal of the other particles."""
-        particles = self.joint.layout.particles
-        if particles < 2:
-            return None
-        return (signal.sum(-1 - self.joint.nesting, keepdim=True) - signal) / (particles - 1)
+    def __bool__(self) -> bool:
+        return True  # those that only the model has are summed whatever the guide has
 
 
-class _Sampler(Messenger):
-    """Draws sites as their estimators want them drawn."""
-
-    def __init__(self, plan: Plan, rank: int, draws: Draws) -> None:
-        super().__init__()
-        self.estimators = plan.estimators()
-        self.owners = plan.owners()
-        self.rank = rank
-        self.draws = draws
-
-    def _pyro_sample(self, msg: Any) -> None:
-        one = self.estimators.get(msg["name"])
-        if one is None or msg["done"] or msg["is_observed"]:
-            return
-        if isinstance(one, SignalEstimator):
-            self._see_versions(msg)
-        value = self._versions(msg, one) if isinstance(one, Control) else one.draw(msg)
-        if value is not None:
-            msg["value"], msg["done"] = value, True
-
-    def _see_versions(self, msg: Any) -> None:
-        relaxed = [name for name in self.draws.drawn if isinstance(self.estimators[name], REBAR)]
-        shape = msg["fn"].batch_shape
-        if relaxed and len(shape) >= self.rank and shape[-self.rank] > 1:
-            kind = _name_of(self.estimators[relaxed[-1]])
-            # raised when the run is over: Pyro adds the shapes of all sites to what is raised within one
-            late = _name_of(self.estimators[msg["name"]])
-            self.draws.refusal = (
-                f"guide site '{msg['name']}' is drawn after '{relaxed[-1]}' and depends on it: estimator '{kind}'"
-                f" cannot differentiate through a draw by '{late}'; take 'muprop' for '{relaxed[-1]}', or '{kind}' for"
-                " both"
+def _require_one_run(chosen: _Chosen) -> None:
+    """Checks that nobody reads a draw of which a run makes several."""
+    made = zip(chosen.names, chosen.sites.values(), strict=True)
+    versions = {name: name_of(one) for name, one in made if isinstance(one, Control)}
+    for name in sorted(chosen.dependencies.read & chosen.kinds.keys()):
+        if chosen.particles > 1 or name in versions:
+            several = f"estimator '{versions[name]}'" if name in versions else f"particles={chosen.particles}"
+            raise ConfigError(
+                f"the program reads the value of site '{name}' (in an if, say, or by .item()), and {several} draws"
+                " several at once: take particles=1, and 'score' or 'rao-blackwell' for it; or do not read it"
             )
-
-    def _versions(self, msg: Any, one: Control) -> Tensor:
-        fn: dist.TorchDistribution = msg["fn"]
-        msg["infer"] = {**msg["infer"], DENSITY: soft}
-        logits = logits_of(fn)
-        place = -self.rank - len(fn.event_shape)
-        while logits.dim() < -place:
-            logits = logits.unsqueeze(0)
-
-        def of(version: int) -> Tensor:
-            return logits.narrow(place, version, 1) if logits.shape[place] > 1 else logits
-
-        own_logits = of(0)  # one tensor: what is drawn from it is differentiated with respect to it
-        random, z, first = first_draw(fn, own_logits)
-        nodes = one.nodes(fn, own_logits, z, first)
-        own = iter(nodes)
-        values = [first]
-        for version, owner in enumerate(self.owners[1:], start=1):
-            if owner == msg["name"]:
-                values.append(one.relaxed(fn, next(own)))
-            elif owner not in self.draws.drawn or logits.shape[place] == 1:
-                values.append(first)
-            else:
-                values.append(one.followed(fn, of(version), random))
-        self.draws.drawn[msg["name"]] = Drawn(fn, own_logits, first, nodes)
-        return torch.cat(torch.broadcast_tensors(*values), place)
 
 
 def _has_pathwise(fn: Any) -> bool:
     return bool(getattr(fn, "has_rsample", False))
 
 
-def _name_of(one: Estimator) -> str:
-    return next((name for name, kind in ESTIMATORS.items() if type(one) is kind), type(one).__name__)
+def _has_signal(one: Estimator | None) -> bool:
+    return isinstance(one, (SignalEstimator, Control))
 
 
-def _inputs(joint: Joint, name: str, summed: Collection[str]) -> list[Tensor]:
-    """What a row shows before a site is drawn: observed values and earlier draws, each ``(..., features)``."""
-    own = programs.frames(joint.guide.nodes[name])
-    earlier = joint.latents[: joint.latents.index(name)] if name in joint.latents else []
-    nodes = [
-        joint.model.nodes[n] for n in (*joint.observed, *sorted(joint.absorbed)) if joint.model.nodes[n]["is_observed"]
-    ]
-    nodes += [joint.guide.nodes[n] for n in earlier if n not in summed]
-    found = []
-    for node in nodes:
-        fn, value = node["fn"], node["value"]
-        inside = programs.frames(node) <= own and (joint.is_local_node(node) or not joint.is_local(name))
-        if not inside or not isinstance(value, Tensor) or isinstance(base_of(fn), dist.Delta):
-            continue
-        event = len(fn.event_shape)
-        flat = value.flatten(-event) if event else value.unsqueeze(-1)
-        while flat.dim() < joint.layout.rank + 1:
-            flat = flat.unsqueeze(0)
-        if joint.layout.versions > 1:
-            flat = flat.narrow(-1 - joint.layout.rank, 0, 1)
-        found.append(flat.detach().to(torch.get_default_dtype()))
-    return found
+def _kind(fn: Any) -> type:
+    return type(base_of(fn))
 
 
-def _joined(inputs: Sequence[Tensor]) -> Tensor:
-    shape = torch.broadcast_shapes(*(x.shape[:-1] for x in inputs))
-    return torch.cat([x.expand(*shape, x.shape[-1]) for x in inputs], -1)
+def _undefined(name: str, fn: Any) -> ConfigError:
+    discrete = "estimator='enumerate' sums it out, " if fn.has_enumerate_support and not fn.event_shape else ""
+    return ConfigError(
+        f"guide site '{name}' ({_kind(fn).__name__}) has no pathwise derivative, so its gradient would be biased:"
+        f" {discrete}estimator='leave-one-out' with particles=2 or more, 'rebar' and others estimate it"
+    )

@@ -51,6 +51,11 @@ def estimator(name: str, **options: Any) -> Estimator:
     return made(**options)
 
 
+def name_of(one: Estimator) -> str:
+    """Returns the name of an estimator, that of its class if it has none."""
+    return next((name for name, kind in ESTIMATORS.items() if type(one) is kind), type(one).__name__)
+
+
 Spec = str | Estimator | Mapping[str, str | Estimator] | None
 """One estimator for all sites that need one, or one for each site by its name; as text, "relax" or "z:relax,y:nvil"."""
 

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ppgen.errors import ConfigError
 from ppgen.gradients.base import (
@@ -31,15 +32,51 @@ class _SoftOneHot(dist.OneHotCategorical):
     has_rsample = True
 
     def log_prob(self, value: Tensor) -> Tensor:
-        log_prob: Tensor = (value * self.logits).sum(-1)
+        # what cannot be, and is not, does not count
+        logits = torch.where((value == 0) & self.logits.isneginf(), torch.zeros_like(self.logits), self.logits)
+        log_prob: Tensor = (value * logits).sum(-1)
         return log_prob
+
+
+class _Logarithmic:
+    """What scores a relaxed value by its logarithm (or logit), which no low temperature rounds to infinity.
+
+    Args:
+        temperature: of the relaxation.
+        logits: of the discrete distribution.
+        logs: of the value.
+    """
+
+    def __init__(self, temperature: Tensor, logits: Tensor, logs: Tensor) -> None:
+        super().__init__(logits=logits, validate_args=False)  # type: ignore[call-arg]
+        self.temperature = temperature
+        self.score = logits - logs * temperature
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Returns itself: the logarithms have the shape of the value."""
+        return self
+
+
+class _LogOneHot(_Logarithmic, dist.OneHotCategorical):
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the density of the logarithms."""
+        states = self.score.shape[-1]
+        constant = math.lgamma(states) + (states - 1) * self.temperature.log()
+        log_prob: Tensor = self.score.log_softmax(-1).sum(-1) + constant
+        return log_prob
+
+
+class _LogUnit(_Logarithmic, dist.Bernoulli):
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns the density of the logit."""
+        return self.temperature.log() + self.score - 2 * softplus(self.score)
 
 
 def soft(fn: Any) -> Any:
     """Returns a discrete distribution that scores relaxed values too, linearly between the discrete ones."""
-    if not is_one_hot(fn):
-        return fn  # a Bernoulli's log probability is linear as it is
-    return _rewrapped(fn, lambda base: _SoftOneHot(logits=base.logits, validate_args=False))
+    # a Bernoulli's log probability is linear as it is
+    kind = _SoftOneHot if is_one_hot(fn) else dist.Bernoulli
+    return _rewrapped(fn, lambda base: kind(logits=base.logits, validate_args=False))
 
 
 def _rewrapped(fn: Any, change: Any) -> Any:
@@ -94,22 +131,19 @@ class GumbelSoftmax(Estimator):
         """See `Estimator.draw`."""
         fn = site["fn"]
         logits = logits_of(fn)
-        site["infer"] = {**site["infer"], DENSITY: self.density()}
+        site["infer"] = {**site["infer"], DENSITY: soft}
         return self.value(fn, logits)
 
     def value(self, fn: Any, logits: Tensor) -> Tensor:
         """Returns the draw of a site of these logits."""
         return softened(fn, logits + noise(fn, logits), self.temperature())
 
-    def density(self) -> Any:
-        """Returns what makes, of the distribution of the site in model or guide, the one that scores the draw."""
-        return soft
-
 
 class Concrete(GumbelSoftmax):
     """Draws relaxed by Gumbel noise, scored by the densities of the relaxed distributions in model and guide alike.
 
-    What is trained is a bound of the relaxed model.
+    What is trained is a bound of the relaxed model. Densities are those of logarithms, and of logits: those of the
+    values differ from them by what model and guide have in common, and are infinite at the corners.
 
     Args:
         **options: those of `GumbelSoftmax`.
@@ -118,20 +152,19 @@ class Concrete(GumbelSoftmax):
         Maddison, Mnih, Teh, 2016, arXiv:1611.00712.
     """
 
-    def density(self) -> Any:
-        """See `GumbelSoftmax.density`."""
-        temperature = self.temperature()
+    def draw(self, site: Message) -> Tensor | None:
+        """See `Estimator.draw`."""
+        fn, temperature = site["fn"], self.temperature()
+        logits = logits_of(fn)
+        noisy = logits + noise(fn, logits)
+        logs = (noisy / temperature).log_softmax(-1) if is_one_hot(fn) else noisy / temperature
 
         def relaxed(base: Any) -> Any:
-            if isinstance(base, torch.distributions.OneHotCategorical):
-                return dist.RelaxedOneHotCategorical(temperature, logits=base.logits, validate_args=False)
-            return dist.RelaxedBernoulli(temperature, logits=base.logits, validate_args=False)
+            kind = _LogOneHot if isinstance(base, torch.distributions.OneHotCategorical) else _LogUnit
+            return kind(temperature, base.logits, logs)
 
-        return lambda fn: _rewrapped(fn, relaxed)
-
-    def value(self, fn: Any, logits: Tensor) -> Tensor:
-        """See `GumbelSoftmax.value`; away from the corners, where densities are infinite."""
-        return super().value(fn, logits).clamp(1e-6, 1 - 1e-6)
+        site["infer"] = {**site["infer"], DENSITY: lambda fn: _rewrapped(fn, relaxed)}
+        return softened(fn, noisy, temperature)
 
 
 class GumbelStraightThrough(GumbelSoftmax):

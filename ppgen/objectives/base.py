@@ -83,7 +83,9 @@ class Objective(nn.Module):
         theirs = {id(p) for module in self.modules() if isinstance(module, Plan) for p in module.parameters()}
         estimator = {name: p for name, p in own.items() if id(p) in theirs}
         rest = {name: p for name, p in own.items() if id(p) not in theirs}
-        players = {"all": programs.leaves(model, guide) | rest}
+        # a baseline's network may be a part of the guide too
+        leaves = {name: p for name, p in programs.leaves(model, guide).items() if id(p) not in theirs}
+        players = {"all": leaves | rest}
         return players | {"estimator": estimator} if estimator else players
 
     def phases(self) -> Sequence[Phase]:

@@ -69,6 +69,7 @@ class Bound(Objective):
         self.weights = weights
         self.plan = Plan(estimator, unfit=_UNFIT)
         self._joint_weights = weights == "joint"
+        self._as_one: dict[tuple[Program, Program], bool] = {}
 
     @property
     def sums_out(self) -> bool:
@@ -88,6 +89,7 @@ class Bound(Objective):
         whole = bool(outside)
         self._joint_weights = self.weights == "joint" or (self.weights == "auto" and whole and not local)
         self._joint_weights |= joint.plate is None
+        self._as_one[model, guide] = self._joint_weights
         if self._joint_weights and joint.plate is not None and joint.plate.scale != 1:
             site = next(iter((*outside, *joint.latents)), "the guide")
             raise ConfigError(
@@ -102,7 +104,14 @@ class Bound(Objective):
         if not self._joint_weights:
             programs.require_known_rows(joint)
         programs.require_one_weight(joint, whole=self._joint_weights, linear=self.reduction.linear)
-        self.plan.prepare(joint, dict, particles=self.particles, step=self.step)
+        self.plan.prepare(
+            joint,
+            (model, guide),
+            dependents=None,
+            seen=lambda: programs.latents_of_runs(guide, batch),
+            particles=self.particles,
+            step=self.step,
+        )
         self._check_gradient(joint, whole=whole)
         if self.gradient != "total":
             programs.require_repeatable(joint, guide, batch)
@@ -111,8 +120,7 @@ class Bound(Objective):
     def _check_gradient(self, joint: Joint, *, whole: bool) -> None:
         if self.gradient == "total":
             return
-        if self.plan.has_signals:
-            raise ConfigError(f"gradient {self.gradient} is of pathwise derivatives: take gradient=total")
+        self._require_derivatives()
         if self.gradient == "sticking-the-landing":
             return
         if whole and not self._joint_weights:
@@ -123,6 +131,10 @@ class Bound(Objective):
         summed = [joint.latents.index(name) for name in self.plan.enumerated]
         if any(place not in summed for place in range(max(summed, default=-1))):
             raise ConfigError("doubly reparameterised gradients expect enumerated sites before all others of the guide")
+
+    def _require_derivatives(self) -> None:
+        if self.gradient != "total" and self.plan.has_signals:
+            raise ConfigError(f"gradient {self.gradient} is of pathwise derivatives: take gradient=total")
 
     def players(self, model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """See `Objective.players`: "model" and "guide" where they have losses of their own."""
@@ -167,20 +179,24 @@ class Bound(Objective):
         return joint, loss + added, estimator
 
     def _drawn(self, model: Program, guide: Program, batch: Batch, labels: dict[str, Tensor] | None = None) -> Joint:
-        if not self.plan.ready:
+        if not self.plan.use(model, guide):
             with torch.random.fork_rng(devices=[]):
                 self.check(model, guide, batch, labels=labels)
-        plan, as_one = self.plan, self._joint_weights
-        return self.joint(
+        as_one = self._joint_weights = self._as_one[model, guide]
+        plan, draws = self.plan, Draws()
+        joint = self.joint(
             model,
             guide,
             batch,
             labels=labels,
             particles=self.outer * self.particles if as_one else self.outer,
             local_particles=None if as_one else self.particles,
-            enumerate_discrete=plan.sums and (plan.enumerated or True),
-            sampler=lambda layout: plan.sampler(layout.rank, Draws()),
+            enumerate_discrete=plan.summed,
+            sampler=lambda layout: plan.sampler(layout.rank, draws),
         )
+        plan.settle(joint, draws)
+        self._require_derivatives()
+        return joint
 
     def _weights(self, joint: Joint) -> Weights:
         """Returns the weights of a run, ``local`` as ``(states..., outer, particles, rows)``."""

@@ -15,7 +15,7 @@ from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.gradients import Cost, Draws, Plan, Spec, soft
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
-from ppgen.programs import Batch, Joint, Program
+from ppgen.programs import Batch, Dependencies, Joint, Program
 from ppgen.programs.scales import own_mask, without_mask
 from ppgen.programs.states import Along
 
@@ -69,6 +69,7 @@ class ELBO(Objective):
         self.analytic_kl = analytic_kl
         self.plan = Plan(estimator)
         self._late = frozenset[str]()
+        self._late_of: dict[tuple[Program, Program], frozenset[str]] = {}
 
     @property
     def sums_out(self) -> bool:
@@ -78,16 +79,22 @@ class ELBO(Objective):
     def check(self, model: Program, guide: Program, batch: Batch, *, labels: dict[str, Tensor] | None = None) -> Joint:
         """See `Objective.check`; estimators are chosen by what it finds."""
         joint = super().check(model, guide, batch, labels=labels)
-        self._late = _late_priors(model, guide, batch) if self.analytic_kl and labels is None else self._late
+        if self.analytic_kl and labels is None:
+            self._late_of[model, guide] = _late_priors(model, guide, batch)
         self.plan.prepare(
             joint,
-            lambda: programs.dependencies(model, guide, batch),
+            (model, guide),
+            dependents=lambda: _dependencies(model, guide, batch),
+            seen=lambda: programs.latents_of_runs(guide, batch),
             particles=self.particles,
             step=self.step,
         )
+        self._require_derivatives()
+        return joint
+
+    def _require_derivatives(self) -> None:
         if self.free_bits and self.plan.has_signals:
             raise ConfigError("free_bits need pathwise derivatives or enumeration: leave them out")
-        return joint
 
     def phases(self) -> Sequence[Phase]:
         """See `Objective.phases`: one, with the loss of the estimators' own parameters if they have any."""
@@ -114,20 +121,23 @@ class ELBO(Objective):
     def _drawn(
         self, model: Program, guide: Program, batch: Batch, labels: dict[str, Tensor] | None
     ) -> tuple[Joint, Draws]:
-        if not self.plan.ready:
+        if not self.plan.use(model, guide):
             with torch.random.fork_rng(devices=[]):
                 self.check(model, guide, batch, labels=labels)
         draws, plan = Draws(), self.plan
+        self._late = self._late_of.get((model, guide), frozenset())
         joint = self.joint(
             model,
             guide,
             batch,
             particles=self.particles,
             labels=labels,
-            enumerate_discrete=plan.sums and (plan.enumerated or True),
+            enumerate_discrete=plan.summed,
             versions=plan.versions,
             sampler=lambda layout: plan.sampler(layout.rank, draws),
         )
+        plan.settle(joint, draws)
+        self._require_derivatives()
         return joint, draws
 
     def _losses(self, joint: Joint, draws: Draws) -> tuple[Tensor, Tensor | None]:
@@ -204,6 +214,14 @@ class EnumeratedELBO(ELBO):
 
     def __init__(self, *, estimator: Spec = "enumerate", **options: Any) -> None:
         super().__init__(estimator=estimator, **options)
+
+
+def _dependencies(model: Program, guide: Program, batch: Batch) -> Dependencies:
+    try:
+        return programs.dependencies(model, guide, batch)
+    except Exception as error:
+        logger.debug("no provenance of terms: %s", error)
+        return Dependencies.unknown()
 
 
 def _late_priors(model: Program, guide: Program, batch: Batch) -> frozenset[str]:

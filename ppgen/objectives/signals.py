@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppgen import programs
 from ppgen.errors import ConfigError
-from ppgen.gradients import Plan, SignalEstimator, Situation
+from ppgen.gradients import Plan, SignalEstimator
 from ppgen.objectives.reductions import Reduction, left_out
 from ppgen.programs import Joint, Weights
 
@@ -29,7 +29,7 @@ def surrogates(
     size, scale = (weights.plate.size, weights.plate.scale) if weights.plate else (1, 1.0)
     bounds = weights.row_scale * reduction(weights.local, weights.log_q).detach()
     for name, one in plan.estimators().items():
-        if not isinstance(one, SignalEstimator):
+        if not isinstance(one, SignalEstimator) or name not in joint.latents:
             continue
         log_q = _log_q(joint, name)
         if as_one:
@@ -47,7 +47,7 @@ def surrogates(
             baseline = _others(signal)
         if log_q.dim() > 3:
             raise ConfigError(f"site '{name}' depends on an enumerated site: take pathwise, or enumerate it too")
-        situation = Situation(lambda name=name: plan.inputs(joint, name), baseline)  # type: ignore[misc]
+        situation = plan.situation(joint, name, baseline, unit=unit)
         advantage, loss = one.advantage(signal.expand_as(log_q), situation)
         total = total + (advantage.detach() * log_q).sum() * unit / (size * weights.global_.numel())
         losses += [] if loss is None else [loss]

@@ -6,7 +6,7 @@ only package that knows Pyro's effect handlers.
 """
 
 from ppgen.programs.calling import Batch, Call, Program, arguments, call, report_unused_columns
-from ppgen.programs.dependencies import dependencies, late_priors
+from ppgen.programs.dependencies import Dependencies, dependencies, late_priors, latents_of_runs
 from ppgen.programs.frozen import require_repeatable, with_frozen_guide
 from ppgen.programs.generation import generate, label_log_probs, posterior, reconstruct, template
 from ppgen.programs.joint import DENSITY, Joint, frames, in_full_precision, log_prob_of
@@ -56,6 +56,7 @@ __all__ = [
     "BatchRules",
     "Call",
     "DataPlate",
+    "Dependencies",
     "Joint",
     "LogWeights",
     "Program",
@@ -82,6 +83,7 @@ __all__ = [
     "infer",
     "label_log_probs",
     "late_priors",
+    "latents_of_runs",
     "leaves",
     "left_to_the_model",
     "log_prob_of",

@@ -135,7 +135,7 @@ def _enumerating(model: Program, guide: Program, which: Enumerated, rank: int, p
     """Returns model and guide such that discrete sites of the guide are enumerated, and those of the model alone."""
     if not which:
         return model, guide
-    names = None if which is True else frozenset(which)
+    names = None if which is True else which
     drawn = Chosen(lambda name: names is None or name in names, rank=rank, paths=paths)
     alone = Chosen(lambda name: name not in drawn.names, rank=rank)
     return poutine.enum(alone(model)), poutine.enum(paths(drawn(guide)), first_available_dim=-1 - rank)
