@@ -436,3 +436,32 @@ def test_a_mask_may_depend_on_a_site_of_the_model_alone() -> None:
 
     nothing = Parts(lambda p, x: None, seed=2, v=(1,))
     require_sums(Parts(model, seed=1, prior=(3,), locs=(3,)), nothing, rows(), {}, of_model={"y": range(3)})
+
+
+# ---------------------------------------------------------------------------------------- beside an estimated gradient
+
+
+def test_states_that_are_given_say_something_of_those_before_them() -> None:
+    """As the signal of a site needs it that depends on the later one of two enumerated sites."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            a, y = pyro.sample("a", dist.Bernoulli(0.4)), pyro.sample("y", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(2 * a * y + a - y, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Bernoulli(logits=x))
+            pyro.sample("y", dist.Bernoulli(logits=3 * a - 1))
+
+    x = rows()
+    joint = programs.run(model, guide, {"x": x}, enumerate_discrete=True)
+    of_y = joint.enumerated["y"]
+    found = joint.expectation("x", joint.log_p("x"), keep={of_y}).reshape(2, 4)
+    prior = torch.stack([(-x).sigmoid(), x.sigmoid()])
+    for y in (0.0, 1.0):
+        each = torch.stack([dist.Normal(2 * a * y + a - y, 1.0).log_prob(x) for a in (0.0, 1.0)])
+        chances = torch.tensor([-1.0, 2.0]).sigmoid().unsqueeze(-1)
+        both = prior * (chances if y else 1 - chances)
+        torch.testing.assert_close(found[int(y)], (both * each).sum(0) / both.sum(0))
+        assert float((found[int(y)] - (prior * each).sum(0)).abs().max()) > 0.1, "negative control: nothing is said"
