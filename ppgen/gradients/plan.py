@@ -14,7 +14,7 @@ from ppgen.gradients.base import Estimator, SignalEstimator, Situation, base_of
 from ppgen.gradients.baselines import asked_at
 from ppgen.gradients.control import Control, Signals
 from ppgen.gradients.exact import Enumerate, Pathwise
-from ppgen.gradients.registry import Spec, name_of, parsed
+from ppgen.gradients.registry import Spec, name_of, not_in_every_run, parsed, require_every_run
 from ppgen.gradients.sampling import Draws, Sampler
 from ppgen.gradients.score import Score
 from ppgen.gradients.sites import Cost, LatentSite, Plates, inputs_of, joined
@@ -138,6 +138,7 @@ class Plan(nn.Module):
             chosen.kinds[name] = {_kind(joint.guide.nodes[name]["fn"])}
             if one is not None:
                 chosen.add(name, one.to(step.device))
+        require_every_run(made, seen)
         if dependents is not None and any(map(_has_signal, made.values())):
             chosen.dependencies = dependents()
             _require_one_run(chosen)
@@ -197,7 +198,7 @@ class Plan(nn.Module):
         general = self._asked.get("")
         if general is None or isinstance(general, (Enumerate, Pathwise)):
             return
-        if all(map(_has_pathwise, seen().values())):
+        if all(_has_pathwise(fn) for fn, _ in seen().values()):
             sites = ", ".join(f"{name}:{name_of(general)}" for name in joint.latents)
             raise ConfigError(
                 f"estimator '{name_of(general)}' finds no site to treat: all have pathwise derivatives. Name those"
@@ -252,14 +253,9 @@ class Plan(nn.Module):
             raise ConfigError(f"guide site '{name}' takes turns at being {kinds}: give them names of their own")
         if name not in now.kinds and one is not None:
             if isinstance(one, (Control, Enumerate)) and not summed:
-                what = "has to be laid out before a run"
-            else:
-                what = "keeps a state of its own" if one.state_dict() else ""
-            if what:
-                raise ConfigError(
-                    f"guide site '{name}' is not drawn in every run, and estimator '{name_of(one)}' {what}: take"
-                    " 'score' or 'rao-blackwell' for it, or draw it in every run"
-                )
+                raise not_in_every_run(name, one, "has to be laid out before a run")
+            if one.state_dict():
+                raise not_in_every_run(name, one, "keeps a state of its own")
             one.step = self._step
             now.add(name, one.to(self._step.device))
         now.kinds.setdefault(name, set()).add(_kind(node["fn"]))

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ppgen.errors import ConfigError
@@ -76,3 +76,19 @@ def parsed(spec: Spec) -> dict[str, Estimator]:
         parts = [part.partition(":") for part in spec.split(",")]
         spec = {site.strip(): name.strip() for site, _, name in parts}
     return {site: estimator(one) if isinstance(one, str) else one for site, one in spec.items()}
+
+
+def require_every_run(made: Mapping[str, Estimator | None], seen: Callable[[], Mapping[str, Any]]) -> None:
+    """Checks that what keeps a state treats sites that every run has, so that a checkpoint has a place for it."""
+    keeping = {name: one for name, one in made.items() if one is not None and one.state_dict()}
+    for name, (_, always) in seen().items() if keeping else ():
+        if name in keeping and not always:
+            raise not_in_every_run(name, keeping[name], "keeps a state of its own")
+
+
+def not_in_every_run(name: str, one: Estimator, what: str) -> ConfigError:
+    """Returns the error for a site that comes and goes, and an estimator that cannot."""
+    return ConfigError(
+        f"guide site '{name}' is not drawn in every run, and estimator '{name_of(one)}' {what}: take 'score' or"
+        " 'rao-blackwell' for it, or draw it in every run"
+    )

@@ -1,6 +1,7 @@
 """Which log probabilities of a pair depend on which draws of the guide."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,21 +176,27 @@ def _add_terms(terms: dict[str, frozenset[str]], trace: poutine.Trace, early: se
     return late
 
 
-def latents_of_runs(guide: Program, batch: Batch, *, runs: int = 20) -> dict[str, Any]:
-    """Returns the distribution of every latent site that a guide draws in one of several runs."""
+def latents_of_runs(guide: Program, batch: Batch, *, runs: int = 20) -> dict[str, tuple[Any, bool]]:
+    """Returns the latent sites that a guide draws in one of several runs: its distribution, and if all have it."""
     found: dict[str, Any] = {}
+    counts: Counter[str] = Counter()
     with _aside():
         args, kwargs = arguments(guide, batch)
         for _ in range(runs):
             for name, site in traced(guide, args, kwargs).nodes.items():
                 if _is_sample(site) and not site["is_observed"]:
                     found[name] = site["fn"]
-    return found
+                    counts[name] += 1
+    return {name: (fn, counts[name] == runs) for name, fn in found.items()}
 
 
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
-    """Within it no random stream moves, and nothing is checked: that reads values too."""
+    """Within it no random stream moves, and nothing is checked: that reads values too.
+
+    What is found does not depend on where the stream is, so that a training that goes on finds the same.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), torch.no_grad():
+        torch.manual_seed(0)
         yield

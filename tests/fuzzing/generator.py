@@ -84,7 +84,9 @@ def _with_weights(chance: random.Random, found: Description) -> Description:
         mask = "data"
     if found.features == "event" and mask == "obs_mask":
         mask = ""
-    return replace(found, mask=mask, whole_scale=whole, of_distribution=mask != "" and chance.random() < 0.3)
+    # masked in the model alone, a distribution is a flat density, with which log q counts: a bound without end
+    symmetric = mask in ("data", "all")
+    return replace(found, mask=mask, whole_scale=whole, of_distribution=symmetric and chance.random() < 0.3)
 
 
 def _with_autoguide(chance: random.Random, found: Description) -> Description:
@@ -100,6 +102,7 @@ def _with_autoguide(chance: random.Random, found: Description) -> Description:
     model = tuple(replace(site, scale=1.0) if not site.observed else site for site in found.model)
     if auto == "AutoGuideList" and len(plain) + len(unseen) < 2:
         auto = "AutoNormal"
+    found = replace(found, of_distribution=found.of_distribution and found.mask == "data")
     return replace(
         found, model=model, guide=plain + unseen, size=found.rows, auto=auto, whole_scale=1.0, estimator="enumerate"
     )
