@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import pydantic
+import torch
 
 from ppgen import programs
 from ppgen.data import Dataset
@@ -94,9 +95,11 @@ def find_method(name: object, *, recipe: str, own: bool) -> Method | None:
 def point_estimate(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     """Returns a recipe for the mode of the posterior: see `PointEstimate`."""
     data = table(recipe, "map")
-    latents = _latents(recipe, data)
+    store = programs.Store()
+    latents = _latents(recipe, data, store)
     if not latents.continuous:
         raise ConfigError("objective=map finds points of continuous latents; the model has none")
+    _refuse_parameters(recipe, store, latents)
     if options["minibatches"]:
         _refuse_minibatches(recipe, data, latents)
         data = recipe.data or data
@@ -110,6 +113,18 @@ def point_estimate(recipe: Recipe, options: Mapping[str, Any]) -> Recipe:
     if "learning_rate" in options:
         changed = replace(changed, optimizer=adam(options["learning_rate"], schedule="cosine"))
     return changed if options["minibatches"] else replace(changed, whole=True, batch_size=_rows(data))
+
+
+def _refuse_parameters(recipe: Recipe, store: programs.Store, latents: Latents) -> None:
+    """Refuses a point for each row of a model that is trained too: the two fit the train rows and no others."""
+    module = recipe.model if isinstance(recipe.model, torch.nn.Module) else torch.nn.Module()
+    trained = [*store.unconstrained(), *(name for name, leaf in module.named_parameters() if leaf.requires_grad)]
+    if trained and (local := sorted(latents.local.intersection(latents.continuous))):
+        raise ConfigError(
+            f"objective=map keeps a point of '{local[0]}' for each row, and the model has parameters to train, such as"
+            f" '{trained[0]}': points without uncertainty and parameters together fit the train rows and no others;"
+            f" leave objective out, so that the guide infers '{local[0]}', or give the parameters priors"
+        )
 
 
 def _refuse_minibatches(recipe: Recipe, data: Dataset, latents: Latents) -> None:
@@ -154,8 +169,8 @@ def table(recipe: Recipe, name: str) -> Dataset:
     return replace(data, binarization="none").binarized("static") if data.binarization == "dynamic" else data
 
 
-def _latents(recipe: Recipe, data: Dataset) -> Latents:
-    with programs.Store().active(), programs.quiet():
+def _latents(recipe: Recipe, data: Dataset, store: programs.Store) -> Latents:
+    with store.active(), programs.quiet():
         return latents_of(recipe.model, data.train)
 
 
