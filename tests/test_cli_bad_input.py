@@ -303,7 +303,7 @@ def test_a_disk_that_refuses(number: int, run: Path, tmp_path: Path, monkeypatch
         patch.setattr(ppgen.files, "write_all", refuse)
         refused(command("train", "vae", "--steps", 2, *QUICK, "--out", "out"), 6, "out")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("step-*"))
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(ppgen.files, "write_all", refuse)
     refused(command("sample", run, "--out", "s.npz"), 6, "s.npz")
     assert not list(tmp_path.glob("*.npz"))
 
