@@ -205,7 +205,7 @@ def test_a_program_that_fails_from_the_first_is_not_said_to_diverge() -> None:
 
 
 class Restless(nn.Module):
-    """Batch normalisation, dropout, draws from NumPy, and a parameter that appears late."""
+    """Batch normalisation, dropout, and draws from NumPy."""
 
     def __init__(self, *, on_bad_rows: str = "nan") -> None:
         super().__init__()
@@ -216,7 +216,6 @@ class Restless(nn.Module):
         shift = 0.1 * np.random.normal()
         loc = self.net(x.nan_to_num().unsqueeze(-1)).squeeze(-1) + shift
         if x.isnan().any():
-            pyro.param("late", torch.tensor(1.0))
             if self.on_bad_rows == "raise":
                 torch.linalg.cholesky(-torch.eye(2) * loc.exp().mean())
             loc = loc * torch.nan

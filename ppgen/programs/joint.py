@@ -167,14 +167,14 @@ class Joint:
         Args:
             site: the site that it is of, or its name.
             term: one of its quantities.
-            keep: enumerated dimensions, counted from the right, that are left as they are.
+            keep: enumerated dimensions, counted from the right, whose states are given.
         """
         node = self.node(site)
         self.require_states(node, term.shape)
         if not self.enumerated:
             return term
         self._depended(node, term, keep)
-        weights = self.states.marginal(node["name"], self.states.varied(term, keep=keep), keep=keep)
+        weights = self.states.weights(node["name"], term, keep=keep)
         if weights is not None:
             # a state without probability may have a term without a value
             term = weights * torch.where(weights > 0, term, torch.zeros_like(term))

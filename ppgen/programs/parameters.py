@@ -107,9 +107,12 @@ class Store:
         Raises:
             ConfigError: if one was.
         """
-        active = pyro.get_param_store()
-        if self._settled is not None and len(active) != len(self._settled):
-            late = min(active.keys() - self._settled, default="")
+        names = pyro.get_param_store().keys()
+        if self._settled is None or len(names) == len(self._settled):
+            return
+        # those of a module are its own, whenever it is registered, and Pyro's ELBOs keep running averages here
+        self._settled |= {name for name in names if "$$$" in name or name.startswith("__")}
+        if late := min(names - self._settled, default=None):
             raise ConfigError(
                 f"parameter '{late}' is made in some runs only, when the optimizer has been made: nothing would train"
                 " it. Call pyro.param for it in every run, before the branch that needs it"

@@ -241,6 +241,30 @@ class States:
         """
         return self._marginal(name, frozenset(dims), frozenset(keep), len(self._dims))
 
+    def weights(self, name: str, term: Tensor, *, keep: Collection[int] = ()) -> Tensor | None:
+        """Returns the probability of the states along which a term varies, given those to keep; None if there are none.
+
+        Args:
+            name: for errors, of the site that the term is of.
+            term: one of its quantities.
+            keep: dimensions whose states are given.
+        """
+        dims = self.varied(term, keep=keep)
+        kept = frozenset(self._dims) & frozenset(keep)
+        if not self._earlier(kept).intersection(self.depended(term, keep=keep)):
+            return self.marginal(name, dims, keep=keep)
+        # what is given says something of the states before it
+        whole, given = self.marginal(name, dims | kept), self.marginal(name, kept)
+        if whole is None or given is None:
+            return whole
+        return torch.where(given > 0, whole / torch.where(given > 0, given, torch.ones_like(given)), 0.0)
+
+    def _earlier(self, kept: frozenset[int]) -> frozenset[str]:
+        """The sites whose states the probabilities of kept dimensions depend on, without these themselves."""
+        places = dict(zip(self._names, self._dims, strict=True))
+        found = {n for name, dim in places.items() if dim in kept for n in self.depended(self.log_probs[name])}
+        return frozenset(name for name in found if places[name] not in kept)
+
     def _marginal(self, name: str, dims: frozenset[int], keep: frozenset[int], end: int) -> Tensor | None:
         place = next((i for i in reversed(range(end)) if self._dims[i] in dims), None)
         if place is None:
