@@ -51,6 +51,7 @@ KNOWN = {
     "a scale for each row": replace(_TOY, whole_scale="row"),
     "latents in a plate of their own": replace(_TOY, plates="two"),
     "a plate without a size": replace(_TOY, plates="unsized"),
+    "rows one after the other": replace(_TOY, plates="sequential"),
     "an autoguide beside data that are partly known": _unseen(),
     "an auxiliary site without a reverse density": _auxiliary(),
     "a latent that is drawn in some runs only": _branching("normal", "r", "score"),
