@@ -229,6 +229,24 @@ def test_plates_that_nobody_can_tell_apart_are_refused() -> None:
         assert abs(float(IWAE(particles=100_000).loss(model, guide, ())) - NLL) < 0.02
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_program_without_a_plate_is_one_datum_whatever_the_number_of_particles(sequential: bool) -> None:
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for row in pyro.plate("data", len(x)) if sequential else range(len(x)):
+            pyro.sample(f"x_{row}", dist.Normal(z, 0.5), obs=x[row])
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(0.94 * x.mean(), 0.25))
+
+    covariance = torch.ones(4, 4) + 0.25 * torch.eye(4)
+    exact = -float(dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(X))
+    for particles in (1, 8):
+        losses = [float(ELBO(particles=particles).loss(model, guide, {"x": X})) for _ in range(200)]
+        assert abs(sum(losses) / 200 - exact) < 0.15
+    assert abs(loss(IWAE(particles=20_000), (model, guide)) - exact) < 0.02
+
+
 def test_a_subsampled_plate_keeps_its_scale_beside_one_of_the_programs() -> None:
     def model(x: Tensor) -> None:
         with poutine.scale(scale=0.5), pyro.plate("data", 400, subsample_size=len(x)):

@@ -161,7 +161,10 @@ class Plan(nn.Module):
         if chosen is not None:
             summed = [n for n in joint.latents if isinstance(self._named(n, joint.guide.nodes[n]), Enumerate)]
             width = sum(x.shape[-1] for x in inputs_of(joint, name, summed))
-            chosen.prepare(event=node["fn"].event_shape.numel(), inputs=width)
+            try:
+                chosen.prepare(event=node["fn"].event_shape.numel(), inputs=width)
+            except ConfigError as error:
+                raise _untreated(chosen, name, str(error)) from error
         return chosen
 
     def _named(self, name: str, node: Mapping[str, Any]) -> Estimator | None:
@@ -181,7 +184,7 @@ class Plan(nn.Module):
             return None
         reason = next((why for kind, why in self._unfit.items() if isinstance(asked, kind)), None)
         if reason := reason or asked.refusal(fn, particles=particles):
-            raise ConfigError(f"estimator '{name_of(asked)}' cannot treat guide site '{name}': {reason}")
+            raise _untreated(asked, name, reason)
         return copy.deepcopy(asked) if asked in self._asked.values() else asked
 
     def _require_sites(self, joint: Joint, seen: Callable[[], Mapping[str, Any]]) -> None:
@@ -380,6 +383,10 @@ def _has_signal(one: Estimator | None) -> bool:
 
 def _kind(fn: Any) -> type:
     return type(base_of(fn))
+
+
+def _untreated(one: Estimator, name: str, reason: str) -> ConfigError:
+    return ConfigError(f"estimator '{name_of(one)}' cannot treat guide site '{name}': {reason}")
 
 
 def _undefined(name: str, fn: Any) -> ConfigError:

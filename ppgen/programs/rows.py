@@ -13,6 +13,9 @@ from torch.utils import _pytree as pytree
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.tracing import traced
 
+OWN = "ppgen_"
+"""Begins the names of plates that no program has written: those of particles."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -151,7 +154,8 @@ def find_rows(model: Program, batch: Batch, run: poutine.Trace) -> Rows | None:
 def guessed(model: poutine.Trace) -> Rows | None:
     """Returns the plate at dim -1 of the first data site that has one, by a run alone."""
     for site in _sites(model):
-        own = [frame for frame in vectorized(site) if frame.dim == -1] if _is_data(site) else []
+        # where there are no plates, that of particles takes the last dimension
+        own = [f for f in vectorized(site) if f.dim == -1 and not f.name.startswith(OWN)] if _is_data(site) else []
         for frame in own:
             alike = {
                 other.name
