@@ -291,7 +291,7 @@ def test_a_state_is_that_of_finished_chains_and_of_one_model() -> None:
 def test_judging_before_a_chain_is_finished_is_refused_not_answered_from_the_prior() -> None:
     sampler = Sampler(mean_model, Sampling(chains=2, **SHORT))
     sampler.setup({"x": MEAN_ROWS})
-    sampler.load_state_dict({"chains": []})
+    sampler.load_state_dict({"steps": 0, "chains": []})
     with pytest.raises(CheckpointError, match="no chain is finished"):
         evaluate(sampler, {"x": MEAN_ROWS}, particles=10)
     with pytest.raises(CheckpointError, match="no chain is finished"):
