@@ -2,20 +2,15 @@
 
 import argparse
 import json
-import multiprocessing
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from .generator import describe
 from .shrinking import shrunk
 from .source import program
 from .table import markdown, summary
-from .verdicts import Verdict, verdict
-
-Job = tuple[int, int, bool]
+from .verdicts import Verdict
+from .workers import verdicts
 
 
 def main() -> int:
@@ -24,7 +19,7 @@ def main() -> int:
     numbers = [given.only] if given.only is not None else range(given.first, given.first + given.programs)
     jobs = [(given.seed, number, given.compile) for number in numbers]
     found: dict[int, Verdict] = {}
-    for number, one in _verdicts(jobs, given.workers):
+    for number, one in verdicts(jobs, given.workers):
         found[number] = one
         if one.kind == "wrong":
             _tell(given, number, one)
@@ -48,21 +43,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-shrink", dest="shrink", action="store_false", help="print wrong programs as they are")
     parser.add_argument("--out", type=Path, help="where the table goes, as JSON")
     return parser.parse_args()
-
-
-def _one(job: Job) -> tuple[int, Verdict]:
-    seed, number, compile = job
-    return number, verdict(describe(seed, number, compile=compile))
-
-
-def _verdicts(jobs: list[Job], workers: int) -> Iterator[tuple[int, Verdict]]:
-    torch.set_num_threads(1)
-    if workers == 1:
-        yield from map(_one, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.imap_unordered(_one, jobs, chunksize=10)
 
 
 def _tell(given: argparse.Namespace, number: int, found: Verdict) -> None:
