@@ -89,8 +89,8 @@ def test_a_run_keeps_what_it_came_to(tmp_path: Path) -> None:
     drawn = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
     assert drawn == [f"step-000000{step}.png" for step in (10, 20, 30, 40)]
     assert json.loads((tmp_path / "run/result.json").read_text()) == json.loads(json.dumps(document))
-    keys = ["run", "recipe", "data", "labels", "seed", "steps", "seconds", "compiled", "test", "baselines"]
-    assert list(document) == keys
+    keys = ["run", "recipe", "data", "labels", "seed", "configuration", "steps", "seconds", "compiled"]
+    assert list(document) == [*keys, "test", "baselines"]
     assert document["steps"] == 40
     first = run.folder.metrics()[0]
     assert {"step", "epoch", "loss", "validation_bound", "validation_accuracy", "seconds"} <= first.keys()
