@@ -372,7 +372,7 @@ def moody(data, *, mood: str = "good"):
     good, bad = done.document["runs"]
     assert good["result"]["steps"] == 2
     assert bad["error"].startswith("my_model.py, line ")
-    assert Path(good["run"]).relative_to(tmp_path) == Path("runs/sweep-moody-digits/mood=good/seed-0")
+    assert Path(good["run"]).relative_to(tmp_path) == Path("runs/sweep-my_model-moody-digits/mood=good/seed-0")
     assert command("resume", good["run"], "--recipe", "my_model.py:moody").code == 0
 
 
