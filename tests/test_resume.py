@@ -25,6 +25,7 @@ from run_helpers import (
 )
 
 from ppgen.devices import all_random_states
+from ppgen.errors import CheckpointError
 from ppgen.runs import Run
 from ppgen.storage import RunFolder
 from ppgen.training import Trainer
@@ -200,16 +201,12 @@ def forget_buffers(state: dict[str, Any]) -> None:
         tensor.zero_()
 
 
-def forget_step(state: dict[str, Any]) -> None:
-    state["steps"] -= 1
-
-
 @pytest.mark.usefixtures("_few_checkpoints")
 @pytest.mark.parametrize(
     "forget",
     [
         *[forget_random_streams, forget_numpy, forget_python, forget_moments, forget_schedule, forget_average],
-        *[forget_buffers, forget_step],
+        forget_buffers,
     ],
 )
 def test_a_state_that_is_not_wholly_restored_is_noticed(
@@ -229,6 +226,20 @@ def test_a_state_that_is_not_wholly_restored_is_noticed(
     go_on(tmp_path / "stopped", config)
     monkeypatch.undo()
     assert outcome(tmp_path / "stopped")["tensors"] != outcome(tmp_path / "straight")["tensors"]
+
+
+@pytest.mark.usefixtures("_few_checkpoints")
+def test_a_step_that_is_not_restored_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("noisy")
+    go_on(tmp_path / "stopped", config, until=14)
+    restore = Trainer.load_state_dict
+
+    def forgetful(self: Trainer, state: dict[str, Any]) -> None:
+        restore(self, {**state, "steps": state["steps"] - 1})
+
+    monkeypatch.setattr(Trainer, "load_state_dict", forgetful)
+    with pytest.raises(CheckpointError, match=r"checkpoint 14 of .* holds the state after 13 steps"):
+        go_on(tmp_path / "stopped", config)
 
 
 @pytest.mark.usefixtures("_few_checkpoints")

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -58,10 +60,10 @@ class BatchRules:
             ConfigError: if there are more rows than a batch has, and the programs need all of them.
         """
         if self._rules is None:
-            with store.active(), _same_buffers(*self._pair):
+            with store.active(), _unchanged(*self._pair):
                 self._rules = self._found(batches[0], rows)
                 if isinstance(self.counting, Counted):
-                    with torch.random.fork_rng(devices=_devices()), self.counting:
+                    with self.counting:
                         objective.setup(*self._pair, batches[0])
         for rule in self._rules:
             for batch in batches:
@@ -113,13 +115,17 @@ class Counted(Messenger):
 
 
 @contextlib.contextmanager
-def _same_buffers(model: Program, guide: Program) -> Iterator[None]:
-    """Puts back at its end what runs change of a batch normalisation's statistics, say."""
+def _unchanged(model: Program, guide: Program) -> Iterator[None]:
+    """Puts back at its end what runs change: the random streams, a batch normalisation's statistics."""
+    streams = np.random.get_state(), random.getstate()
     kept = list(buffers({"model": model, "guide": guide}).values())
     saved = [tensor.clone() for tensor in kept]
     try:
-        yield
+        with torch.random.fork_rng(devices=_devices()):
+            yield
     finally:
+        np.random.set_state(streams[0])
+        random.setstate(streams[1])
         with torch.no_grad():
             for tensor, before in zip(kept, saved, strict=True):
                 tensor.copy_(before)
