@@ -44,7 +44,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code, line = failures.explain(error)
         failures.close_broken_output(error)
         # a wrong command is the same in all processes; of other failures, only the first one has a line
-        if line and (launching.leads() or not isinstance(error, click.ClickException)):
+        if isinstance(error, click.ClickException):
+            launching.leave_to_leader()
+        if line:
             display.warn(line, style="bold red" if line.startswith("Error") else "")
         return code
 

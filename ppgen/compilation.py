@@ -9,6 +9,7 @@ import functools
 import logging
 import operator
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -303,7 +304,10 @@ def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequen
     graph.compute_scalars_once()
     lifted = graph.lift(other)
     try:
-        with torch.no_grad(), preserved(state), _cached_on_disk():
+        with torch.no_grad(), preserved(state), _cached_on_disk(), warnings.catch_warnings():
+            # what torch says of its own functions there is not for whoever makes errors of warnings
+            for category in (DeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
             compiled: Function = torch._inductor.compile(graph.module, [*lifted, *inputs], options=OPTIONS)
             compiled(*lifted, *inputs)
     except Exception as error:

@@ -1,6 +1,9 @@
 """What ``torchrun`` tells the processes that it starts; no torch is needed to read it."""
 
 import os
+import time
+
+_PATIENCE = 30.0  # seconds
 
 
 class ElsewhereError(BaseException):
@@ -23,6 +26,15 @@ def world_size() -> int:
 def leads() -> bool:
     """Whether this process is the one that speaks for all."""
     return world_size() == 1 or _number("RANK", 0) == 0
+
+
+def leave_to_leader() -> None:
+    """Waits until the leading process has told a failure that is the same in all: what started them then ends this one.
+
+    Where nothing does, the first process has met no such failure, and it is this one that has to tell its own.
+    """
+    if not leads():
+        time.sleep(_PATIENCE)
 
 
 def local_rank() -> int:
