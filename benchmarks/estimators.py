@@ -33,7 +33,7 @@ def measure(data: str, *, draws: int, steps: int, burn_in: int, seed: int, round
 
     from ppgen import data as datasets
     from ppgen import estimators
-    from ppgen.devices import seed_all
+    from ppgen.randomness import seed_all
     from ppgen.recipes import find
 
     seed_all(seed)

@@ -58,7 +58,7 @@ class Game:
         import torch
 
         from ppgen import Trainer
-        from ppgen.devices import seed_all
+        from ppgen.randomness import seed_all
 
         seed_all(seed)
         built = self.entry.build(self.data, self.options)

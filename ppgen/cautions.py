@@ -12,8 +12,8 @@ from torch.distributions import Beta, Dirichlet, Distribution, Gamma
 
 from ppgen import programs
 from ppgen.compilation import preserved
-from ppgen.devices import same_random_states
 from ppgen.programs import Batch, Program, Store
+from ppgen.randomness import forked
 
 SMALLEST_SHAPE = 0.08
 """Below it, more than 0.1 % of the draws of a Gamma or Dirichlet (.09 % at .08, .2 % at .07, 42 % at .01) are the
@@ -46,7 +46,7 @@ class Cautions:
         if not self._watched:
             return
         try:
-            with same_random_states(), preserved(list(buffers.values())), store.unchanged(), store.active():
+            with forked(), preserved(list(buffers.values())), store.unchanged(), store.active():
                 sites = [site for part in _parts_of(batch) for site in self._trace(part).nodes.items()]
         except Exception:
             # a guide that needs more than its columns is not to fail by being looked at

@@ -8,11 +8,11 @@ from typing import Any
 from ppgen import display
 from ppgen.comparison import Comparison, Ways
 from ppgen.configuration import Config
-from ppgen.devices import seed_all
 from ppgen.display import show_table
 from ppgen.errors import ConfigError
 from ppgen.files import replace_file, storage_errors
 from ppgen.places import load_data, results_folder
+from ppgen.randomness import seed_all
 from ppgen.recipes import Entry, Recipe
 from ppgen.recipes.methods import METHODS
 from ppgen.runs import resolve

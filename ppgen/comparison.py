@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ppgen import programs
 from ppgen.data import Dataset
-from ppgen.devices import choose_device, same_random_states, seed_all
+from ppgen.devices import choose_device
 from ppgen.errors import ConfigError
 from ppgen.evaluation.arviz import container, to_netcdf
 from ppgen.evaluation.diagnostics import FEWEST_RATIOS, Summary, dataset, pareto_k, summarize, verdict
 from ppgen.evaluation.posteriors import densities
-from ppgen.evaluation.slices import seeded
 from ppgen.guides.points import PointEstimate
 from ppgen.objectives import ELBO, EnumeratedELBO
 from ppgen.programs import Program
 from ppgen.programs.points import Latents, joint_ratios, latents_of
+from ppgen.randomness import forked
 from ppgen.recipes.base import OptimizerOfSteps, Recipe, adam
 from ppgen.recipes.methods import METHODS, table
 from ppgen.sampling import Sampler
@@ -237,8 +237,7 @@ class Ways:
         for objective in objectives:
             for guide in guides if objective == "svi" else [None]:
                 self.say(f"{objective} {guide} ..." if guide else f"{objective} ...")
-                with same_random_states():
-                    seed_all(self.seed)
+                with forked(self.seed):
                     yield self._guided(guide) if guide else self._method(objective)
 
     def _method(self, name: str) -> Fit:
@@ -318,7 +317,7 @@ class Ways:
         """Returns draws from a guide, ``(1, draws, ...)`` by site, and their log ratios ``(draws,)``."""
         together = min(self.draws, max(1, int(MOST_TOGETHER / max(1, latents.rows))))
         drawing = functools.partial(joint_ratios, trainer.model, trainer.guide, batch, latents)
-        with trainer.evaluating(), seeded(self.seed):
+        with trainer.evaluating(), forked(self.seed):
             try:
                 parts = [drawing(particles=together) for _ in range(math.ceil(self.draws / together))]
             except Exception as error:  # a user's program need not bear particles

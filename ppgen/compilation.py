@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from ppgen.randomness import forked
 from ppgen.sharing import is_random
 
 Function = Callable[..., Sequence[Tensor]]
@@ -69,8 +70,7 @@ class CompileError(Exception):
 def preserved(state: Sequence[Tensor]) -> Iterator[None]:
     """Restores the values of ``state`` and the random streams at the end."""
     saved = [tensor.detach().clone() for tensor in state]
-    devices = sorted({tensor.device.index or 0 for tensor in state if tensor.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with forked():
         try:
             yield
         finally:

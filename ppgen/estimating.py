@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ppgen import display, estimators
 from ppgen.configuration import Config
-from ppgen.devices import choose_device, seed_all
+from ppgen.devices import choose_device
 from ppgen.errors import ConfigError
 from ppgen.estimators import ALL, FLAGGED, Comparison, Interval, Row, State
 from ppgen.files import replace_file, storage_errors
 from ppgen.places import load_data, results_folder
+from ppgen.randomness import seed_all
 from ppgen.recipes import Entry
 from ppgen.recipes.base import Recipe
 

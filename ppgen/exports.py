@@ -13,9 +13,10 @@ from ppgen import programs
 from ppgen.data import Columns, Dataset
 from ppgen.errors import ConfigError, StorageError
 from ppgen.evaluation import arviz, missing_density
-from ppgen.evaluation.slices import count_rows, few, seeded, without
+from ppgen.evaluation.slices import count_rows, few, without
 from ppgen.files import replace_file, storage_errors
 from ppgen.programs import Program
+from ppgen.randomness import forked
 from ppgen.runs import Run
 from ppgen.sampling import Sampler
 from ppgen.streams import has_rows
@@ -47,7 +48,7 @@ def draw_samples(run: Run, rows: int, *, label: str | None = None, seed: int = 0
     """
     trainer = run.trainer
     batch = few(run.data.test, rows, trainer.device)
-    with seeded(seed), trainer.evaluating():
+    with forked(seed), trainer.evaluating():
         if run.data.classes is not None and _infers(trainer.guide, without(batch, LABEL)):
             batch = without(batch, LABEL)
         joint = programs.run(trainer.model, trainer.guide, batch, check=False)

@@ -6,11 +6,11 @@ from typing import Any
 
 from ppgen.checkpoints import step_name
 from ppgen.data import Dataset
-from ppgen.devices import same_random_states
 from ppgen.errors import CheckpointError, DivergedError
 from ppgen.evaluation.collapse import noticed
 from ppgen.evaluation.measures import Trained
 from ppgen.files import replace_file, storage_errors
+from ppgen.randomness import forked
 from ppgen.storage import RunFolder
 
 SAMPLES = "samples"
@@ -28,7 +28,7 @@ def looked_at(record: Record, trained: Trained, data: Dataset, folder: RunFolder
     from ppgen.evaluation.validation import validated
 
     # a look must not change what comes after it: a stopped run looks more often than one that goes through
-    with same_random_states():
+    with forked():
         try:
             record = {**record, **validated(trained, data)}
         except DivergedError as error:
@@ -53,7 +53,7 @@ def draw_samples(trained: Trained, data: Dataset, folder: Path, *, step: int) ->
     from ppgen.evaluation.pictures import snapshot
 
     try:
-        with same_random_states():
+        with forked():
             picture = snapshot(trained, data, title=f"step {step:,}")
     except Exception as error:  # a user's program, which trains, need not generate
         logger.debug("no samples of step %d: %s", step, error)

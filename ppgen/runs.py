@@ -14,11 +14,12 @@ from ppgen import data as datasets
 from ppgen import monitoring, results
 from ppgen.configuration import Config, Resolved, from_toml, identity, read_config, versions
 from ppgen.data import Dataset
-from ppgen.devices import choose_device, seed_all, threads_for
+from ppgen.devices import choose_device, threads_for
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.places import create_folder, load_again, load_together, open_folder, place_for, recipe_of
 from ppgen.processes import Processes
 from ppgen.progress import Progress, for_length, lengthened, read_progress
+from ppgen.randomness import seed_all
 from ppgen.recipes import Entry, find
 from ppgen.sampling import Sampler, sampler_of
 from ppgen.storage import Checkpoint, RunFolder, pack, unpack
@@ -89,8 +90,7 @@ class Run:
         self.steps = sampler.sampling.steps if sampler else config.steps or epochs * self.batches.steps_per_epoch
         self.trainer: Trainer | Sampler = sampler or self._trainer(resolved, device)
         self.seconds = 0.0
-        self._metrics_size = 0
-        self._rollbacks = 0
+        self._metrics_size = self._rollbacks = 0
         self._trained_by = self.processes.size
         self._rewritten: Config | None = None
         self._set_up(resolved)

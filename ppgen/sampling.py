@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import NUTS
 from torch import Tensor
 
-from ppgen import devices, programs
+from ppgen import programs, randomness
 from ppgen.configuration import Config
 from ppgen.errors import CheckpointError, ConfigError, DivergedError
 from ppgen.evaluation.arviz import container
@@ -310,11 +310,11 @@ class Sampler:
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:
         """Within it, random streams are those of the chain."""
-        with devices.same_random_states():
+        with randomness.forked():
             if self._random is not None:
-                devices.set_all_random_states(self._random)
+                randomness.set_all_random_states(self._random)
             yield
-            self._random = devices.all_random_states()
+            self._random = randomness.all_random_states()
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

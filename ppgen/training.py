@@ -10,7 +10,7 @@ import torch
 from pyro.params.param_store import ParamStoreDict
 from torch import Tensor
 
-from ppgen import compilation, devices, players, programs
+from ppgen import compilation, devices, players, programs, randomness
 from ppgen.cautions import Cautions
 from ppgen.distribution import DataParallel, Outcome
 from ppgen.divergence import restored_on_failure, tried
@@ -158,11 +158,9 @@ class Trainer:
         if self._players:
             return
         batch = place(batch, self.device)
-        streams = devices.all_random_states()
         with tried(self._parts), self._store.settling():
             self.objective.setup(self.model, self.guide, batch)
             groups = self.objective.players(self.model, self.guide, batch)
-        self._watch.all_streams = devices.draws_elsewhere(streams)
         made = make_players(groups, self._optimizer)
         kept = players.kept_besides(made, programs.buffers(self._parts), self.objective.step)
         if self._pending is not None:
@@ -188,7 +186,7 @@ class Trainer:
         phases: dict[Phase, int] = {functools.partial(self._advance, i): self._order.count(i) for i in {*self._order}}
         remaining = None if self._horizon is None else self._horizon - self.steps
         part, *_ = [self._parallel.part(i, place(batch, self.device), step=self.steps + 1) for i in {*self._order}]
-        with devices.same_random_states(), self._store.unchanged():
+        with randomness.forked(), self._store.unchanged():
             self._stepper.plan(phases, part, [*self._state(), self.objective.step], remaining)
         if self.steps == 0:
             for player in self._players.values():
@@ -299,11 +297,11 @@ class Trainer:
 
     def _outcome(self, index: int, batch: Batch) -> Outcome:
         """Runs one phase without a step; nothing changes."""
-        with devices.same_random_states(), compilation.preserved(self._state()), self._store.unchanged():
+        with randomness.forked(), compilation.preserved(self._state()), self._store.unchanged():
             with self._ready():
                 losses, gradients, _ = self._losses(index, batch)
             named, kept = players.named_gradients(self._players, gradients), self._buffers | self._extra()
-            return Outcome.of(losses, named, kept, (torch.get_rng_state(), devices.random_state(self.device)))
+            return Outcome.of(losses, named, kept, (torch.get_rng_state(), randomness.random_state(self.device)))
 
     @contextlib.contextmanager
     def _ready(self) -> Iterator[None]:
@@ -371,7 +369,7 @@ class Trainer:
             "average": plain(self._average.tensors),
             "buffers": plain(self._buffers),
             "store": plain(self._extra()),
-            "random": devices.all_random_states(),
+            "random": randomness.all_random_states(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -397,4 +395,4 @@ class Trainer:
         self._store.add(state["store"], self.device)
         self.objective.step.fill_(state["steps"])
         self._stepper.load_state_dict(state["stepper"])
-        devices.set_all_random_states(state["random"])
+        randomness.set_all_random_states(state["random"])

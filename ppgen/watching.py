@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppgen import compilation, devices, players
+from ppgen import compilation, players, randomness
 from ppgen.divergence import LINEAR_ALGEBRA, is_divergence, place_of, refuse_one_row, said
 from ppgen.errors import DivergedError
 from ppgen.players import Gradients, Player
 from ppgen.programs import Batch, Program, Store
 
 Results = dict[str, Tensor]
+LOOKS = 20
+"""In how many of its first runs a phase is asked whether it draws from NumPy's or Python's random streams."""
 
 logger = logging.getLogger("ppgen")
 
@@ -37,19 +40,23 @@ class Moment:
     def now(cls, device: torch.device, store: Store, *, all_streams: bool) -> "Moment":
         """Returns the present."""
         if all_streams:
-            return cls(devices.all_random_states(), store.content())
+            return cls(randomness.all_random_states(), store.content())
         streams = {"torch": torch.get_rng_state()}
-        own = {"device": devices.random_state(device)} if device.type == "cuda" else {}
+        own = {"device": randomness.random_state(device)} if device.type == "cuda" else {}
         return cls(streams | own, store.content())
+
+    def draws_elsewhere(self) -> bool:
+        """Whether NumPy's or Python's random streams have moved since; False if they were not taken."""
+        return "numpy" in self.streams and randomness.draws_elsewhere(dict(self.streams))
 
     def rewind(self, device: torch.device) -> None:
         """Restores the random streams."""
         if "numpy" in self.streams:
-            devices.set_all_random_states(dict(self.streams))
+            randomness.set_all_random_states(dict(self.streams))
             return
         torch.set_rng_state(self.streams["torch"])
         if "device" in self.streams:
-            devices.set_random_state(device, self.streams["device"])
+            randomness.set_random_state(device, self.streams["device"])
 
 
 @dataclass(frozen=True)
@@ -109,13 +116,14 @@ class Watch:
 
     Attributes:
         skipped: how many were left out.
-        all_streams: whether programs draw from NumPy's or Python's random streams, too.
+        all_streams: whether a phase has drawn from NumPy's or Python's random streams, too.
     """
 
     def __init__(self, subject: Subject, *, raising: bool) -> None:
         self.subject, self.raising = subject, raising
         self.skipped = 0
         self.all_streams = False
+        self._runs = Counter[int]()
         self._unchecked: list[Taken] = []
         self._names: dict[int, tuple[str, ...]] = {}
 
@@ -131,13 +139,16 @@ class Watch:
         Raises:
             DivergedError: if it was not finite; the state is that before it.
         """
-        before = Moment.now(self.subject.device, self.subject.store, all_streams=self.all_streams)
+        looked = self.all_streams or self._runs[index] < LOOKS
+        before = Moment.now(self.subject.device, self.subject.store, all_streams=looked)
         error: Exception | None = None
         try:
             results = attempt()
         except Exception as raised:
             self._require_divergence(raised, index, batch, before)
             error, results = raised, self._nothing(index)
+        self._runs[index] += 1
+        self.all_streams = self.all_streams or before.draws_elsewhere()
         taken = Taken(step, index, batch, before, results.pop("finite"), error)
         self._unchecked.append(taken)
         self._names[index] = tuple(results)
@@ -230,7 +241,7 @@ class Watch:
         """Within it, what a phase did can be done once more; nothing changes."""
         subject = self.subject
         rewind = functools.partial(before.rewind, subject.device)
-        with devices.same_random_states(), compilation.preserved(subject.state()), subject.store.unchanged():
+        with randomness.forked(), compilation.preserved(subject.state()), subject.store.unchanged():
             rewind()
             subject.store.put_back(before.content)
             with subject.ready():

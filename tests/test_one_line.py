@@ -13,9 +13,9 @@ from cli_helpers import ENVIRONMENT, QUICK, command
 from run_helpers import outcome
 
 from ppgen.configuration import LARGEST_SEED, Config, read_config
-from ppgen.devices import seed_all
 from ppgen.errors import ConfigError
 from ppgen.places import LONGEST_PART, subject
+from ppgen.randomness import seed_all
 
 SHORT = ["--steps", 2, *QUICK]
 LONG = "x" * 300

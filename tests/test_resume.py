@@ -24,8 +24,8 @@ from run_helpers import (
     tiny,
 )
 
-from ppgen.devices import all_random_states
 from ppgen.errors import CheckpointError
+from ppgen.randomness import all_random_states
 from ppgen.runs import Run
 from ppgen.storage import RunFolder
 from ppgen.training import Trainer

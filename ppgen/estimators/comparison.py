@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ppgen import programs
-from ppgen.devices import same_random_states
 from ppgen.errors import ConfigError
 from ppgen.estimators.contenders import (
     Asked,
@@ -30,6 +29,7 @@ from ppgen.estimators.rows import rows_of
 from ppgen.estimators.statistics import Bias, Interval, Reference, variance
 from ppgen.players import OptimizerLike
 from ppgen.programs import Batch, Program
+from ppgen.randomness import forked
 from ppgen.stepping import Compile
 from ppgen.training import Trainer
 
@@ -110,7 +110,7 @@ def compare(
         )
     asked = _asked(estimators)
     drawn = itertools.repeat(batch) if batches is None else batches
-    with same_random_states():
+    with forked():
         torch.manual_seed(seed)
         trainer, trained_with = _trainer(model, guide, batch, train_with, optimizer, steps, compile)
         work = _Work(model, guide, batch, asked, draws, particles, drawn, burn_in, seed, rounds, compile)

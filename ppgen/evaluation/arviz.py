@@ -16,9 +16,9 @@ from torch import Tensor
 from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.evaluation.measures import Trained
-from ppgen.evaluation.slices import seeded
 from ppgen.files import replacing, storage_errors
 from ppgen.programs.draws import Draws, joint_draws
+from ppgen.randomness import forked
 
 SAMPLE_DIMS = ("chain", "draw")
 LOG_WEIGHTS = ("log_weight", "global_log_weight")
@@ -68,7 +68,7 @@ def to_arviz(
     if draws < 1:
         raise ConfigError(f"expected at least 1 draw; got {draws}")
     batch, chosen = _chosen(columns, rows, trained.device)
-    with trained.evaluating(), seeded(seed):
+    with trained.evaluating(), forked(seed):
         batch, withheld = _without_label(trained.guide, batch, label)
         drawn = joint_draws(trained.model, trained.guide, batch, draws)
     plate = drawn.weights.plate

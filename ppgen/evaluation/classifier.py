@@ -14,7 +14,8 @@ from torch.nn import functional
 from ppgen.data import Batches, Columns, Dataset
 from ppgen.data.stacking import letters, separated
 from ppgen.errors import DataError
-from ppgen.evaluation.slices import seeded, slices
+from ppgen.evaluation.slices import slices
+from ppgen.randomness import forked
 
 STEPS = 1000
 BATCH_SIZE = 128
@@ -153,7 +154,7 @@ def classifier_of(data: Dataset, *, seed: int = 0) -> Classifier | StackedClassi
 
 def _trained(columns: Columns, classes: int, seed: int) -> Classifier:
     x = columns["x"]
-    with seeded(seed):
+    with forked(seed):
         classifier = Classifier(x.shape[1:], classes)
     few = x[:_LOOKED_AT]
     axis = None if few.dim() == 4 else 0  # one mean for all pixels, one for each number of a vector

@@ -9,9 +9,10 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from ppgen import programs
-from ppgen.evaluation.slices import few, seeded
+from ppgen.evaluation.slices import few
 from ppgen.programs import Joint
 from ppgen.programs.matching import unwrapped
+from ppgen.randomness import forked
 
 logger = logging.getLogger("ppgen")
 
@@ -34,7 +35,7 @@ def missing_density(trained: Any, columns: Mapping[str, Tensor], *, label: str =
     """
     batch = few(columns, 2, trained.device)
     try:
-        with seeded(0), trained.evaluating():
+        with forked(0), trained.evaluating():
             return _reason(_run(trained, batch, label))
     except Exception as error:  # a user's program may fail in any way; what fails here fails again, with a reason
         logger.debug("no word on a density: %s", error)

@@ -11,9 +11,10 @@ from ppgen.data import Columns
 from ppgen.errors import ConfigError, DataError, PpgenError
 from ppgen.evaluation.intervals import Proportion
 from ppgen.evaluation.measures import Trained
-from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, taken, values_per_row, without
+from ppgen.evaluation.slices import count_rows, few, fitting, slices, taken, values_per_row, without
 from ppgen.programs import posterior
 from ppgen.programs.encoding import PROBABILITIES, encode
+from ppgen.randomness import forked
 
 DRAWS = 32
 """Over so many draws a guide is averaged that has auxiliary noise, or a latent without a mean."""
@@ -42,7 +43,7 @@ def embed(trained: Trained, columns: Mapping[str, Tensor], *, label: str = "y", 
     References:
         Features of an encoder: Donahue, Krahenbuhl, Darrell, 2016, arXiv:1605.09782.
     """
-    with seeded(seed), trained.evaluating():
+    with forked(seed), trained.evaluating():
         rows = _withheld(trained, columns, label)
         some = few(rows, 8, trained.device)
         first, second = _tried(trained, some), _tried(trained, some)
@@ -152,7 +153,7 @@ def _labelled(trained: Trained, columns: Mapping[str, Tensor], label: str, seed:
 
 
 def _neighbourly(trained: Trained, columns: Mapping[str, Tensor], names: list[str], label: str) -> tuple[str, ...]:
-    with seeded(0), trained.evaluating():
+    with forked(0), trained.evaluating():
         rows = _withheld(trained, few(columns, 2, trained.device), label)
         latents = posterior(trained.guide, rows).keys()
     return tuple(name for name in names if name.removesuffix(PROBABILITIES) not in latents) or tuple(names)

@@ -20,8 +20,8 @@ from ppgen.evaluation.measures import MEASURES, Trained, evaluate
 from ppgen.evaluation.modes import has_known_modes, mode_coverage
 from ppgen.evaluation.parzen import parzen
 from ppgen.evaluation.simulated import DATA, samples_of
-from ppgen.evaluation.slices import seeded
 from ppgen.evaluation.two_sample import classifier_test, kernel_test, neighbour_test
+from ppgen.randomness import forked
 
 if TYPE_CHECKING:
     from ppgen.evaluation.classifier import Classifier, StackedClassifier
@@ -64,7 +64,7 @@ class _Judge:
 
     def rows(self, columns: Columns, count: int) -> Tensor:
         """Chooses at most ``count`` rows, in random order."""
-        with seeded(self.seed):
+        with forked(self.seed):
             chosen = torch.randperm(len(columns[DATA]))[:count]
         return columns[DATA][chosen].float()
 

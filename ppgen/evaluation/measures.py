@@ -15,8 +15,9 @@ from ppgen.data import Columns
 from ppgen.errors import ConfigError, DataError, PpgenError
 from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.intervals import Estimate, Proportion
-from ppgen.evaluation.slices import count_rows, few, fitting, seeded, slices, taken, values_per_row, without
+from ppgen.evaluation.slices import count_rows, few, fitting, slices, taken, values_per_row, without
 from ppgen.programs import Program, Structure
+from ppgen.randomness import forked
 
 MEASURES = ("nll", "accuracy", "elbo")
 
@@ -148,7 +149,7 @@ def predict(
         DataError: if there are no rows.
     """
     rest = without(columns, label)
-    with seeded(seed), trained.evaluating():
+    with forked(seed), trained.evaluating():
 
         def classify(part: Columns) -> Tensor:
             return programs.label_log_probs(trained.guide, part, label).exp()
@@ -248,13 +249,13 @@ def _log_weights(
         if number is not None and number < 1:
             raise ConfigError(f"expected {name} of at least 1; got {number}")
     with trained.evaluating():
-        with seeded(seed):
+        with forked(seed):
             columns = _without_inferred(trained, columns, label)
             manner = _manner(trained, columns, particles, enumerate_discrete=enumerate_discrete)
             some = few(columns, 2, trained.device)
             programs.report_scales(programs.run(trained.model, trained.guide, some, check=False))
         together, size = manner.sizes(particles, count_rows(columns), batch_size)
-        with seeded(seed):
+        with forked(seed):
             for place, part in slices(columns, size, trained.device):
                 for start in range(0, particles, together):
                     count = min(together, particles - start)

@@ -18,7 +18,8 @@ from ppgen.evaluation.curves import training
 from ppgen.evaluation.figures import ACCENT, INK, PALE, PathLike, png, save, tidy
 from ppgen.evaluation.measures import Trained
 from ppgen.evaluation.simulated import global_draws
-from ppgen.evaluation.slices import few, seeded, taken, without
+from ppgen.evaluation.slices import few, taken, without
+from ppgen.randomness import forked
 
 __all__ = ["draw_all", "reconstructions", "samples", "snapshot", "training"]
 
@@ -63,7 +64,7 @@ def _line(error: Exception) -> str:
 def _infers(trained: Trained, data: Dataset, *, label: str = "y") -> bool:
     """Whether the guide draws anything: that of a generator without an encoder does not."""
     try:
-        with seeded(0), trained.evaluating():
+        with forked(0), trained.evaluating():
             batch = _without_labels(few(data.test, 2, trained.device), data, label)
             return bool(programs.posterior(trained.guide, batch))
     except Exception:  # as the picture will say
@@ -94,7 +95,7 @@ def samples(trained: Trained, data: Dataset, path: PathLike, *, rows: int = 8, l
         ConfigError: if the model has no site ``x``.
         StorageError: if the picture cannot be written.
     """
-    with seeded(seed), trained.evaluating():
+    with forked(seed), trained.evaluating():
         if _is_image(data.shape):
             images, classes = _image_samples(trained, data, rows=rows, across=10, label=label, seed=seed)
             figure = _mosaic(images, columns=classes)
@@ -118,7 +119,7 @@ def snapshot(trained: Trained, data: Dataset, *, title: str, label: str = "y", s
     Raises:
         ConfigError: if the model has no site ``x``.
     """
-    with seeded(seed), trained.evaluating():
+    with forked(seed), trained.evaluating():
         if _is_image(data.shape):
             images, _ = _image_samples(trained, data, rows=8, across=8, label=label, seed=seed)
             return png(_canvas(_enlarged(images)))
@@ -143,7 +144,7 @@ def reconstructions(
         ConfigError: if the model has no site ``x``.
         StorageError: if the picture cannot be written.
     """
-    with seeded(seed), trained.evaluating():
+    with forked(seed), trained.evaluating():
         chosen = torch.randperm(len(data.test["x"]))[:columns]
         batch = taken(_without_labels(data.test, data, label), chosen, trained.device)
         found = _data_of(programs.reconstruct(trained.model, trained.guide, batch, mean=["x"]), trained)

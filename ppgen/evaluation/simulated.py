@@ -10,7 +10,8 @@ from ppgen import programs
 from ppgen.data import Dataset
 from ppgen.errors import ConfigError
 from ppgen.evaluation.measures import Trained
-from ppgen.evaluation.slices import fitting, seeded, slices, taken, values_per_row
+from ppgen.evaluation.slices import fitting, slices, taken, values_per_row
+from ppgen.randomness import forked
 
 DATA = "x"
 
@@ -33,7 +34,7 @@ def samples_of(trained: Trained, data: Dataset, rows: int, *, seed: int = 0) -> 
     Raises:
         ConfigError: if the model draws no site ``x``, or of another shape.
     """
-    with seeded(seed), trained.evaluating():
+    with forked(seed), trained.evaluating():
         chosen = torch.randint(len(data.test[DATA]), (rows,))
         columns = taken(data.test, chosen)
         some = taken(columns, slice(2), trained.device)

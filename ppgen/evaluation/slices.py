@@ -1,6 +1,5 @@
 """Held-out rows in slices that fit into memory, and random streams that evaluation leaves as they were."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -87,12 +86,3 @@ def values_per_row(compute: Callable[[Columns], object], columns: Mapping[str, T
 def fitting(values: float, device: torch.device) -> int:
     """Returns how many rows of so many ``values`` make a slice; a GPU takes larger ones (80 MB of float32)."""
     return max(1, int(LARGEST * (1 if device.type == "cpu" else 20) / values))
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's random streams, and restores them afterwards."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -15,9 +15,10 @@ from ppgen.evaluation.densities import missing_density
 from ppgen.evaluation.measures import only_the_models, require_own_likelihoods
 from ppgen.evaluation.modes import has_known_modes, mode_coverage
 from ppgen.evaluation.simulated import samples_of
-from ppgen.evaluation.slices import seeded, taken
+from ppgen.evaluation.slices import taken
 from ppgen.evaluation.two_sample import kernel_test
 from ppgen.programs import Program
+from ppgen.randomness import forked
 
 ROWS = 1_000
 COMPARED = 300
@@ -45,7 +46,7 @@ def validated(trained: Any, data: Dataset, *, label: str = "y") -> dict[str, flo
     hidden = {name: column for name, column in columns.items() if name != label}
     without_density = missing_density(trained, columns, label=label) is not None
     found = _compared(trained, data) if without_density else {}
-    with seeded(0), trained.evaluating():
+    with forked(0), trained.evaluating():
         discrete = label in columns and _has_label(trained.guide, hidden, label)
         if not without_density:
             # labels that the guide does not infer are data, or inputs

@@ -13,6 +13,7 @@ from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.gradients import Estimator, Plan
 from ppgen.programs import Batch, Joint, Program, Structure
+from ppgen.randomness import forked
 
 Losses = dict[str, Tensor]
 Metrics = dict[str, Tensor]
@@ -190,8 +191,7 @@ class Stock(Objective):
 
     def _run(self, model: Program, guide: Program, batch: Batch) -> Joint:
         """Runs the pair once, without moving any random stream."""
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with forked(), torch.no_grad():
             joint = programs.run(model, guide, batch, check=False)
         for site in joint.model.nodes.values():
             if site["type"] == "sample":

@@ -13,6 +13,7 @@ from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.reductions import Mixed, PowerMean, Reduction
 from ppgen.objectives.signals import surrogates
 from ppgen.programs import Batch, Joint, Program, Weights
+from ppgen.randomness import forked
 
 Gradient = Literal["total", "sticking-the-landing", "doubly-reparameterized"]
 Weighted = Literal["auto", "datum", "joint"]
@@ -180,7 +181,7 @@ class Bound(Objective):
 
     def _drawn(self, model: Program, guide: Program, batch: Batch, labels: dict[str, Tensor] | None = None) -> Joint:
         if not self.plan.use(model, guide):
-            with torch.random.fork_rng(devices=[]):
+            with forked():
                 self.check(model, guide, batch, labels=labels)
         as_one = self._joint_weights = self._as_one[model, guide]
         plan, draws = self.plan, Draws()

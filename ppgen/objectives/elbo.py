@@ -18,6 +18,7 @@ from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.programs import Batch, Dependencies, Joint, Program
 from ppgen.programs.scales import own_mask, without_mask
 from ppgen.programs.states import Along
+from ppgen.randomness import forked
 
 logger = logging.getLogger("ppgen")
 
@@ -122,7 +123,7 @@ class ELBO(Objective):
         self, model: Program, guide: Program, batch: Batch, labels: dict[str, Tensor] | None
     ) -> tuple[Joint, Draws]:
         if not self.plan.use(model, guide):
-            with torch.random.fork_rng(devices=[]):
+            with forked():
                 self.check(model, guide, batch, labels=labels)
         draws, plan = Draws(), self.plan
         self._late = self._late_of.get((model, guide), frozenset())

@@ -13,6 +13,7 @@ from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.elbo import analytic_kl
 from ppgen.programs import Batch, Joint, Program
 from ppgen.programs.priors import draw_prior
+from ppgen.randomness import forked
 
 
 class PriorMatching(Objective, ABC):
@@ -50,7 +51,7 @@ class PriorMatching(Objective, ABC):
             ConfigError: if the latents cannot be compared with draws from the prior.
         """
         super().setup(model, guide, batch)
-        with programs.quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with programs.quiet(), torch.no_grad(), forked():
             self._draws(self.joint(model, guide, batch), model, batch)
 
     def phases(self) -> Sequence[Phase]:

@@ -15,6 +15,7 @@ from ppgen.errors import ConfigError
 from ppgen.objectives.base import Losses, Metrics, Objective, Phase
 from ppgen.objectives.prior_matching import divergence, local_sites, reconstruction
 from ppgen.programs import Batch, Joint, Program
+from ppgen.randomness import forked
 
 SAMPLINGS = ("stratified", "weighted")
 
@@ -96,7 +97,7 @@ class BetaTCVAE(Objective):
             ConfigError: if the divergence cannot be taken apart.
         """
         super().setup(model, guide, batch)
-        with programs.quiet(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with programs.quiet(), torch.no_grad(), forked():
             self.decompose(self.joint(model, guide, batch))
 
     def phases(self) -> Sequence[Phase]:

@@ -1,12 +1,10 @@
 """Which log probabilities of a pair depend on which draws of the guide."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.ops.provenance import detach_provenance, get_provenance, track_provenance
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppgen.programs.calling import Batch, Program, arguments
-from ppgen.programs.tracing import traced
+from ppgen.programs.tracing import aside, traced
 
 _CONVERSIONS = ("__bool__", "__int__", "__float__", "__complex__", "__index__", "__array__", "__format__")
 _VALUES = ("item", "tolist", "numpy", "is_nonzero", "equal", "allclose", "__contains__")
@@ -65,8 +63,13 @@ def _in(found: Mapping[str, frozenset[str]], site: str, latent: str) -> bool:
     return site not in found or latent in found[site]
 
 
-class _Reads(TorchFunctionMode):
-    """Notes whether a program reads a value, and of which draws that is made."""
+class Reads(TorchFunctionMode):
+    """Notes whether a program reads a value, and of which draws that is made.
+
+    Attributes:
+        found: whether it does.
+        of: the draws, if they are followed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ def _by_mask(index: Any) -> bool:
 class _Followed(Messenger):
     """Marks each draw with its name, and notes what came before any value was read."""
 
-    def __init__(self, reads: _Reads, found: Dependencies) -> None:
+    def __init__(self, reads: Reads, found: Dependencies) -> None:
         super().__init__()
         self.reads = reads
         self.found = found
@@ -114,8 +117,8 @@ def dependencies(model: Program, guide: Program, batch: Batch) -> Dependencies:
 
     The pair is run once, without moving any random stream; draws are followed through every operation of torch.
     """
-    found, reads, late = Dependencies(), _Reads(), set[str]()
-    with _aside():
+    found, reads, late = Dependencies(), Reads(), set[str]()
+    with aside(0):
         for trace, early in _followed(model, guide, batch, found, reads, reads):
             late |= _add_terms(found.terms, trace, early)
     for name in late & found.terms.keys():
@@ -129,9 +132,9 @@ def late_priors(model: Program, guide: Program, batch: Batch) -> frozenset[str]:
 
     As `dependencies` finds them; where the model reads a draw, that of every site from there on may.
     """
-    reads = _Reads()
-    with _aside():
-        (guide_trace, _), (model_trace, early) = _followed(model, guide, batch, Dependencies(), _Reads(), reads)
+    reads = Reads()
+    with aside(0):
+        (guide_trace, _), (model_trace, early) = _followed(model, guide, batch, Dependencies(), Reads(), reads)
         latents = [n for n, s in guide_trace.nodes.items() if _is_sample(s) and not s["is_observed"]]
         priors = {name: model_trace.nodes[name] for name in latents if name in model_trace.nodes}
         return frozenset(
@@ -143,7 +146,7 @@ def late_priors(model: Program, guide: Program, batch: Batch) -> frozenset[str]:
 
 
 def _followed(
-    model: Program, guide: Program, batch: Batch, found: Dependencies, *reads: _Reads
+    model: Program, guide: Program, batch: Batch, found: Dependencies, *reads: Reads
 ) -> list[tuple[poutine.Trace, set[str]]]:
     """Runs the guide, then the model: returns their traces, each with the sites before any value was read."""
     runs: list[tuple[poutine.Trace, set[str]]] = []
@@ -180,7 +183,7 @@ def latents_of_runs(guide: Program, batch: Batch, *, runs: int = 20) -> dict[str
     """Returns the latent sites that a guide draws in one of several runs: its distribution, and if all have it."""
     found: dict[str, Any] = {}
     counts: Counter[str] = Counter()
-    with _aside():
+    with aside(0):
         args, kwargs = arguments(guide, batch)
         for _ in range(runs):
             for name, site in traced(guide, args, kwargs).nodes.items():
@@ -188,15 +191,3 @@ def latents_of_runs(guide: Program, batch: Batch, *, runs: int = 20) -> dict[str
                     found[name] = site["fn"]
                     counts[name] += 1
     return {name: (fn, counts[name] == runs) for name, fn in found.items()}
-
-
-@contextlib.contextmanager
-def _aside() -> Iterator[None]:
-    """Within it no random stream moves, and nothing is checked: that reads values too.
-
-    What is found does not depend on where the stream is, so that a training that goes on finds the same.
-    """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), torch.no_grad():
-        torch.manual_seed(0)
-        yield

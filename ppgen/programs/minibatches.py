@@ -3,11 +3,9 @@
 import contextlib
 import functools
 import logging
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -21,6 +19,7 @@ from ppgen.programs.parameters import Store, buffers, leaves
 from ppgen.programs.rows import DataPlate
 from ppgen.programs.running import run
 from ppgen.programs.scales import is_scaled, own_scale
+from ppgen.randomness import forked
 
 logger = logging.getLogger("ppgen")
 
@@ -117,15 +116,12 @@ class Counted(Messenger):
 @contextlib.contextmanager
 def _unchanged(model: Program, guide: Program) -> Iterator[None]:
     """Puts back at its end what runs change: the random streams, a batch normalisation's statistics."""
-    streams = np.random.get_state(), random.getstate()
     kept = list(buffers({"model": model, "guide": guide}).values())
     saved = [tensor.clone() for tensor in kept]
     try:
-        with torch.random.fork_rng(devices=_devices()):
+        with forked():
             yield
     finally:
-        np.random.set_state(streams[0])
-        random.setstate(streams[1])
         with torch.no_grad():
             for tensor, before in zip(kept, saved, strict=True):
                 tensor.copy_(before)
@@ -157,16 +153,10 @@ def _positions(model: Program, guide: Program, batch: Batch, joint: Joint) -> li
 
 def _tried(model: Program, guide: Program, batch: Batch, *, seed: int | None = None) -> Joint | None:
     try:
-        with torch.random.fork_rng(devices=_devices()), torch.enable_grad():
-            if seed is not None:
-                torch.manual_seed(seed)
+        with forked(seed), torch.enable_grad():
             return run(model, guide, batch, check=False)
     except Exception:  # what does not run as a pair (a generator without a guide, say) has no density either
         return None
-
-
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 # ------------------------------------------------------------------------------------------------ shared latents

@@ -1,13 +1,12 @@
 """Whose parameters are whose, for objectives that train model and guide by losses of their own."""
 
 import pyro
-import torch
 from torch import Tensor
 
 from ppgen.errors import ConfigError
 from ppgen.programs.calling import Batch, Program, arguments
 from ppgen.programs.parameters import leaves, module_of
-from ppgen.programs.tracing import traced
+from ppgen.programs.tracing import aside, traced
 
 
 def separate_leaves(model: Program, guide: Program, batch: Batch) -> dict[str, dict[str, Tensor]]:
@@ -45,7 +44,7 @@ def _used(program: Program, batch: Batch) -> set[int]:
     module = module_of(program)
     found = {id(parameter) for parameter in module.parameters()} if module is not None else set()
     args, kwargs = arguments(program, batch)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with aside():
         trace = traced(program, args, kwargs, param_only=True)
     asked = {name for name, site in trace.nodes.items() if site["type"] == "param"}
     return found | {id(leaf) for name, leaf in pyro.get_param_store().named_parameters() if name in asked}

@@ -17,6 +17,7 @@ from ppgen.programs.generation import posterior
 from ppgen.programs.joint import Joint, frames, prune
 from ppgen.programs.rows import data_plate_of, find_rows, plate_nesting
 from ppgen.programs.running import run
+from ppgen.programs.tracing import aside
 from ppgen.programs.weights import weights_of
 
 MOST_NUMBERS = 1_000
@@ -67,8 +68,7 @@ def latents_of(model: Program, batch: Batch) -> Latents:
     Raises:
         ConfigError: if one is discrete and has no end of states, or a prior is improper.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with aside():
         traced = _trace(model, batch)
         plate = data_plate_of(traced, find_rows(model, batch, traced))
     trace = prune(traced)

@@ -45,6 +45,15 @@ class Structure:
     rows: Rows | None
 
 
+def joined(one: Structure, other: Structure) -> Structure:
+    """Returns the plates that a pair has in one of two runs."""
+    rows, more = one.rows, other.rows
+    if rows is not None and more is not None and rows.dim == more.dim:
+        names = rows.names | more.names
+        rows = Rows(names, rows.dim, (rows.doubtful | more.doubtful) - names)
+    return Structure(max(one.nesting, other.nesting), rows or more)
+
+
 @dataclass(frozen=True)
 class DataPlate:
     """The plates over data, as one.

@@ -1,6 +1,7 @@
 """Running model and guide together."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from ppgen.errors import ConfigError, DataError
 from ppgen.programs.borders import border_of
 from ppgen.programs.calling import Batch, Program, arguments
+from ppgen.programs.dependencies import Reads
 from ppgen.programs.joint import (
     LOCAL_PARTICLES,
     PARTICLES,
@@ -31,14 +33,19 @@ from ppgen.programs.rows import (
     Structure,
     data_plate_of,
     find_rows,
+    joined,
     plate_nesting,
     rows_of_guide,
 )
 from ppgen.programs.states import Chosen, Paths
 from ppgen.programs.support import require_support
-from ppgen.programs.tracing import traced
+from ppgen.programs.tracing import aside, traced
+from ppgen.randomness import all_random_states, draws_elsewhere, seed_all
 
 logger = logging.getLogger("ppgen")
+
+_RUNS = 5
+"""How often a pair is run to find its plates if they may differ from run to run."""
 
 Enumerated = bool | Collection[str]
 """Which discrete sites of the guide are enumerated: all, none, or those of these names."""
@@ -144,14 +151,28 @@ def _enumerating(model: Program, guide: Program, which: Enumerated, rank: int, p
 def structure_of(model: Program, guide: Program, batch: Batch) -> Structure:
     """Returns what plates a pair has, and which of them run along the rows.
 
-    The pair is run once, and the model once more on another number of rows, without moving any random stream.
+    The pair is run, and the model once more on another number of rows, without moving any random stream: once, and a
+    few times more if the programs read a value or draw one of NumPy's or Python's, which may decide what plates there
+    are. The answer is the same wherever the random streams are, so that a training that goes on finds it again.
     """
-    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
-        guide_trace, model_trace = traces_of(model, guide, batch)
-        rows = find_rows(model, batch, model_trace)
-    if rows is not None:
-        rows = rows_of_guide(guide_trace, model_trace, rows)
-    return Structure(plate_nesting(guide_trace, model_trace), rows)
+    with aside():
+        # parameters are made by the first run, and start as the caller's seed has it
+        traces_of(model, guide, batch)
+        found = []
+        for seed in range(_RUNS):
+            seed_all(seed)
+            before = all_random_states()
+            with Reads() as reads:
+                guide_trace, model_trace = traces_of(model, guide, batch)
+            moved = draws_elsewhere(before)
+            seed_all(seed)
+            rows = find_rows(model, batch, model_trace)
+            if rows is not None:
+                rows = rows_of_guide(guide_trace, model_trace, rows)
+            found.append(Structure(plate_nesting(guide_trace, model_trace), rows))
+            if not (reads.found or moved):
+                break
+    return functools.reduce(joined, found)
 
 
 def traces_of(
@@ -170,7 +191,7 @@ def traces_of(
 
 def left_to_the_model(model: Program, guide: Program, batch: Batch) -> frozenset[str]:
     """Returns the discrete sites of the model that the guide leaves to it, without moving any random stream."""
-    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
+    with aside():
         guide_trace, model_trace = traces_of(model, guide, batch)
     return frozenset(
         name
@@ -183,13 +204,9 @@ def left_to_the_model(model: Program, guide: Program, batch: Batch) -> frozenset
 def data_plate(model: Program, batch: Batch) -> DataPlate | None:
     """Returns the data plate of a model, by running it without moving any random stream."""
     args, kwargs = arguments(model, batch)
-    with torch.random.fork_rng(devices=_devices()), torch.no_grad():
+    with aside():
         trace = traced(model, args, kwargs)
         return data_plate_of(trace, find_rows(model, batch, trace))
-
-
-def _devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def check(

@@ -1,12 +1,25 @@
 """One run of a program, with what it did at every site."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 
 from ppgen.programs.calling import Program
+from ppgen.randomness import forked
+
+
+@contextlib.contextmanager
+def aside(seed: int | None = None) -> Iterator[None]:
+    """Within it programs run to be looked at: no random stream moves, and nothing is checked or differentiated.
+
+    With a seed, what is seen does not depend on where the streams are, so that a training that goes on sees the same.
+    """
+    with forked(seed), pyro.validation_enabled(False), torch.no_grad():
+        yield
 
 
 def traced(

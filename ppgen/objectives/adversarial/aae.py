@@ -14,6 +14,7 @@ from ppgen.objectives.base import Losses, Metrics, Phase
 from ppgen.objectives.prior_matching import reconstruction
 from ppgen.programs import Batch, Joint, Program, Sites
 from ppgen.programs.priors import draw_prior
+from ppgen.randomness import forked
 
 
 class AAE(Game):
@@ -103,7 +104,7 @@ class AAE(Game):
     def _first_run(self, model: Program, guide: Program, batch: Batch) -> Joint:
         """Runs the pair for the first time; what it does not take is told in one line, without Pyro's table."""
         try:
-            with torch.random.fork_rng(devices=[]):
+            with forked():
                 inferred = programs.infer(guide, batch)
             if not inferred:
                 raise ConfigError(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ppgen import programs
 from ppgen.errors import ConfigError
 from ppgen.programs import Batch, Site, Sites
+from ppgen.randomness import forked
 
 Draws = dict[str, Tensor]
 """By site, ``(rows, *event)``."""
@@ -70,7 +71,7 @@ def require_single_rows(critic: nn.Module, data: Inputs, model: Inputs, outputs:
         ConfigError: if it does.
     """
     rows = tuple(torch.cat([one, other]).detach().requires_grad_() for one, other in zip(data, model, strict=True))
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         found = outputs(*rows)
     # of every other row by the rows between: behind a batch normalisation, the sum of all outputs is a constant
     gradients = torch.autograd.grad(found[::2].sum(), rows, allow_unused=True)
