@@ -4,6 +4,8 @@
 """
 
 import pytest
+import torch
+from fuzzing.checks import Prepared, checks
 from fuzzing.constrained import values_of
 from fuzzing.description import Description, Site
 from fuzzing.generator import describe
@@ -11,6 +13,7 @@ from fuzzing.known import KNOWN
 from fuzzing.shrinking import shrunk
 from fuzzing.source import program
 from fuzzing.table import markdown, summary
+from fuzzing.truth import Truth
 from fuzzing.verdicts import Verdict, template, verdict
 
 SEED = 20
@@ -75,6 +78,32 @@ def test_a_wrong_number_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch)
     assert not small.deterministic
     assert not small.positional
     assert len(small.model) == 2
+
+
+@pytest.mark.parametrize("number", range(0, 40, 2))
+def test_moments_of_weights_are_those_of_draws(number: int) -> None:
+    described = describe(SEED, number)
+    if "weights" not in dict(checks(described)):
+        pytest.skip("such a program has no weights of rows")
+    made = Prepared(described)
+    with made.store.active(), torch.no_grad():
+        truth = made.truth()[0]
+        assert torch.allclose(truth.moment_of_weights(1.0).exp(), torch.ones(described.rows, dtype=torch.float64))
+        bound = truth.moment_of_weights(2.0)
+        drawn = made.ratios(20_000, truth.evidence()).square().mean(0).log()
+    assert (drawn[bound < 1] < bound[bound < 1] + 0.1).all()
+    if not any(site.is_discrete for site in described.model):
+        assert torch.allclose(drawn[bound < 1], bound[bound < 1], atol=0.1)
+
+
+def test_a_guide_that_is_too_narrow_leaves_no_moment() -> None:
+    described = KNOWN["latents in a plate of their own"]
+    model = {"m_z0": 0.0, "m_z0_scale": 1.0, "m_x0": 0.0, "m_x0_z0": 1.0, "m_x0_scale": 1.0}
+    exact = 0.5**0.5
+    for scale, finite in ((0.7 * exact, False), (0.8 * exact, True)):  # half the variance is the limit
+        values = {**model, "g_z0": 0.0, "g_z0_x0": 0.5, "g_z0_scale": scale}
+        truth = Truth(described, {name: torch.tensor(value).double() for name, value in values.items()})
+        assert bool(truth.moment_of_weights(2.0).isfinite().all()) == finite
 
 
 def test_the_table_counts_reasons_without_names() -> None:

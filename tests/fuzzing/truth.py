@@ -237,15 +237,78 @@ class Truth:
         found = torch.stack(parts).logsumexp(0)
         return torch.where(self.columns["known"] > 0, found, torch.zeros_like(found)) if self.d.mask else found
 
+    # ---------------------------------------------------------------------------------------------------------- tails
+
+    def moment_of_weights(self, order: float) -> Tensor:
+        """A bound of the log of a moment of a row's importance weights over their mean: ``(rows,)``.
+
+        Infinite where the guide is too narrow. States are taken as drawn; where they are summed it is less.
+        """
+        only = [site for site in self.model if site.only_model]
+        parts = []
+        for whole, _, state in self.guide_states():
+            drawn = [site for site in self.d.guide if site.is_discrete and site.index]
+            log_q = sum((self._term("g", site, state) for site in drawn), torch.zeros(self.d.rows, dtype=torch.float64))
+            summed = [self._moment({**state, **chosen}, order) / order for chosen in self._combinations(only)]
+            part = whole.log() + (1 - order) * log_q + order * torch.stack(summed).logsumexp(0)
+            parts.append(torch.where(log_q > -math.inf, part, torch.full_like(part, -math.inf)))
+        found = torch.stack(parts).logsumexp(0) - order * self.evidence()
+        whole_rows = (self.columns["known"] == 0) & (self.d.mask in ("all", "model"))
+        return torch.where(whole_rows, torch.zeros_like(found), found)
+
+    def _moment(self, state: State, order: float) -> Tensor:
+        """The log of a moment of a row's weights given all states; that is an integral over the guide's noise."""
+        rows, half = self.d.rows, 0.5 * math.log(2 * math.pi)
+        constant, noises = torch.zeros(rows, dtype=torch.float64), dict[str, Tensor]()
+        for site in self.d.guide:
+            for feature in () if site.is_discrete else _features(site):
+                weighs = self.mask_of(site) * float("r" in site.index) * torch.ones(rows, dtype=torch.float64)
+                noises[f"g.{_place(site, feature)}"] = 1.0 - order * weighs
+                scale = self._scale("g", site, feature)
+                assert scale is not None
+                constant = constant + weighs * (scale.log() + half)
+        if noises:
+            precision = torch.stack([*noises.values()], -1).diag_embed()
+        else:
+            precision = torch.zeros(rows, 0, 0, dtype=torch.float64)
+        slope = torch.zeros(rows, len(noises), dtype=torch.float64)
+        for site in (site for site in self.model if "r" in site.index):
+            mask = self.mask_of(site).expand(rows)
+            if site.is_discrete:
+                constant = constant + self._term("m", site, state) * (mask if site.observed else 1.0)
+                continue
+            for feature in _features(site):
+                value = Affine(self.column(site, feature)) if site.observed else state[_place(site, feature)]
+                scale = self._scale("m", site, feature)
+                assert isinstance(value, Affine)
+                assert scale is not None
+                apart = value.plus(self.mean("m", site, state, feature), torch.tensor(-1.0, dtype=torch.float64))
+                row, weight = self._rows_of([apart], list(noises)), mask / scale.square()
+                constant = constant - mask * (0.5 * apart.constant.square() / scale.square() + scale.log() + half)
+                precision = precision + order * weight.reshape(-1, 1, 1) * row.mT @ row
+                slope = slope - order * (weight * apart.constant).unsqueeze(-1) * row.squeeze(-2)
+        if not noises:
+            return order * constant
+        values, vectors = torch.linalg.eigh(precision)
+        along = (vectors.mT @ slope.unsqueeze(-1)).squeeze(-1)
+        found: Tensor = order * constant + 0.5 * (along.square() / values - values.log()).sum(-1)
+        return torch.where(values.amin(-1) > 0, found, torch.full_like(found, math.inf))
+
+    def _rows_of(self, values: Sequence[Affine], noises: Sequence[str]) -> Tensor:
+        """Coefficients of values for every row: ``(rows, values, noises)``."""
+        zero = torch.zeros((), dtype=torch.float64)
+        if not noises:
+            return torch.zeros(self.d.rows, len(values), 0, dtype=torch.float64)
+        return torch.stack(
+            [torch.stack([v.coefficients.get(n, zero).expand(self.d.rows) for n in noises], -1) for v in values], -2
+        )
+
     def _gaussian(self, seen: Sequence[tuple[Affine, Tensor]]) -> Tensor:
         """The joint log density of affine values at data, row by row."""
         if not seen:
             return torch.zeros(self.d.rows, dtype=torch.float64)
         noises = sorted({noise for value, _ in seen for noise in value.coefficients})
-        zero = torch.zeros((), dtype=torch.float64)
-        factor = torch.stack(
-            [torch.stack([v.coefficients.get(n, zero).expand(self.d.rows) for n in noises], -1) for v, _ in seen], -2
-        )
+        factor = self._rows_of([value for value, _ in seen], noises)
         mean = torch.stack([value.constant.expand(self.d.rows) for value, _ in seen], -1)
         x = torch.stack([column for _, column in seen], -1)
         normal = torch.distributions.MultivariateNormal(mean, factor @ factor.mT, validate_args=False)
