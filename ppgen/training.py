@@ -272,6 +272,7 @@ class Trainer:
         results: dict[str, Tensor] = {}
         drawn = [place(next(batches), self.device) for _ in self._phases]
         self.setup(drawn[0])
+        self.objective.step.fill_(self.steps)  # another trainer may have moved it
         self._latest = drawn[0]
         self._rules.keep(drawn, getattr(batches, "rows", None), self._store, self.objective)
         if self.compiled is None and self.steps > 0:

@@ -476,6 +476,16 @@ def test_columns_that_no_program_asks_for_are_reported_once(caplog: pytest.LogCa
     assert caplog.records == [], "negative control"
 
 
+def test_trainers_that_share_an_objective_have_a_step_each() -> None:
+    alone, shared = ([ELBO(warmup=8) for _ in range(2)], [ELBO(warmup=8)] * 2)
+    losses = []
+    for objectives in (alone, shared):
+        trainers = [eager(mean_model, mean_guide, objective, sgd) for objective in objectives]
+        torch.manual_seed(5)
+        losses.append([run(trainer, MEAN, steps) for steps in (3, 1, 2) for trainer in trainers])
+    assert losses[0] == losses[1]
+
+
 def test_an_objective_used_before_starts_its_clock_anew() -> None:
     objective = ELBO(warmup=100)
     run(eager(mean_model, mean_guide, objective, sgd), MEAN, 30)
