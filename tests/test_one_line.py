@@ -149,6 +149,14 @@ def test_one_class_is_nothing_to_tell_apart() -> None:
     assert done.code == 0, done.err
 
 
+@pytest.mark.parametrize("recipe", ["acgan", "aae-semisupervised"])
+def test_one_class_is_nothing_for_a_classifier_of_a_game(recipe: str) -> None:
+    done = command("train", recipe, "--steps", "2", "--data", data("one.npz", classes=1), "--out", "run")
+    assert done.code == 3
+    assert "at least 2 classes to tell apart; got the class '0' only" in done.error
+    assert not Path("run").exists()
+
+
 def test_a_measure_that_needs_classes_refuses_one() -> None:
     assert command("train", "vae", *SHORT, "--data", data("one.npz", classes=1), "--out", "run").code == 0
     done = command("evaluate", "run", "--measure", "fid_classifier")

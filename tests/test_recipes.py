@@ -150,7 +150,7 @@ def test_every_binarization_trains(tmp_path: Path, recipe: str, binarization: st
 
 def test_m2_without_labels_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((50, 4)).astype(np.float32))
-    with pytest.raises(DataError, match=r"m2 needs labels; data set 'x\.npy' has none"):
+    with pytest.raises(DataError, match=r"x\.npy: expected labels; got none: recipe m2 needs a column y"):
         trained(tmp_path / "run", "m2", str(tmp_path / "x.npy"))
 
 

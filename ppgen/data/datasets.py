@@ -137,13 +137,26 @@ class Dataset:
                     f"rescale the data or {remedy}"
                 )
 
+    def count_classes(self, what: str = "this recipe", *, at_least: int = 1) -> int:
+        """Returns how many classes there are; ``what`` needs labels.
+
+        Raises:
+            DataError: if there are no labels, or fewer classes.
+        """
+        if self.classes is None:
+            raise DataError(self.no_labels or f"{self.name}: expected labels; got none: {what} needs a column y")
+        if len(self.classes) < at_least:
+            only = f"the class '{self.classes[0]}' only" if self.classes else "none"
+            raise DataError(f"{self.name}: expected labels of at least {at_least} classes to tell apart; got {only}")
+        return len(self.classes)
+
     def require_labels(self) -> None:
         """Check that every class can be learnt.
 
         Raises:
             DataError: if there are no labels, or a class has no labelled row in train.
         """
-        self._require_classes()
+        self.count_classes()
         counts = self._labels_by_class()
         empty = [name for name, count in counts.items() if count == 0]
         if empty:
@@ -156,7 +169,7 @@ class Dataset:
         Raises:
             DataError: if there are no labels.
         """
-        self._require_classes()
+        self.count_classes()
         known = self.train["y"] >= 0
         return {name: held_if_small(column[known]) for name, column in self.train.items()}
 
@@ -166,10 +179,6 @@ class Dataset:
             return dict(self.train)
         missing = self.train["y"] < 0
         return {name: held_if_small(column[missing]) for name, column in self.train.items() if name != "y"}
-
-    def _require_classes(self) -> None:
-        if self.classes is None:
-            raise DataError(self.no_labels or f"{self.name}: expected labels; got none: this recipe needs a column y")
 
     def _counts(self) -> str:
         counts = self._labels_by_class()

@@ -59,7 +59,7 @@ def aae(
     """
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     size = _code_size(prior, labels, z_dim)
-    classes = 0 if labels == "ignored" else _classes(data, f"labels={labels}")
+    classes = 0 if labels == "ignored" else data.count_classes(f"recipe aae with labels={labels}")
     decoder = nn.decoder(
         [size, classes] if labels == "decoder" else [size],
         data.shape,
@@ -98,12 +98,6 @@ def _code_size(prior: str, labels: str, z_dim: int | None) -> int:
     if z_dim is not None:
         return z_dim
     return 2 if prior in PLANAR or labels == "decoder" else 4
-
-
-def _classes(data: Dataset, what: str) -> int:
-    if data.classes is None:
-        raise DataError(data.no_labels or f"recipe aae needs labels for {what}; data set '{data.name}' has none")
-    return len(data.classes)
 
 
 def _model(
@@ -164,9 +158,7 @@ def semisupervised(
     answers for ``views`` changes of an image together: shifted by up to ``augment`` pixels, turned by up to
     ``rotation`` degrees, scaled and slanted a little; with ``augment`` 0, for the image as it is.
     """
-    if data.classes is None:
-        raise DataError(data.no_labels or f"recipe aae-semisupervised needs labels; data set '{data.name}' has none")
-    classes = len(data.classes)
+    classes = data.count_classes("recipe aae-semisupervised", at_least=2)
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     sizes: dict[str, Any] = {"network": network, "hidden": hidden, "activation": activation}
     decoder = nn.decoder([z_dim, classes], data.shape, chosen.features, **sizes)

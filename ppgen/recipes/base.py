@@ -15,7 +15,7 @@ import pydantic
 import torch
 
 from ppgen.data import Batches, Columns, Dataset, Together, columns_to
-from ppgen.errors import ConfigError, DataError
+from ppgen.errors import ConfigError
 from ppgen.objectives import SemiSupervised, as_objective
 from ppgen.players import Optimizer, OptimizerFactory
 from ppgen.precision import choose_precision
@@ -142,9 +142,7 @@ class Recipe:
             columns = {name: column for name, column in self.data.train.items() if name != "y" or name in asked}
             return Whole(columns, device) if self.whole else Batches(columns, self.batch_size, **options)
         self.data.require_labels()
-        if len(classes := self.data.classes or ()) < 2:
-            only = f"the class '{classes[0]}' only" if classes else "none"
-            raise DataError(f"{self.data.name}: expected labels of at least 2 classes to tell apart; got {only}")
+        self.data.count_classes("a classifier", at_least=2)
         # where every label is known, all rows serve as unlabelled ones too
         unlabelled = self.data.unlabelled()
         if not len(unlabelled["x"]):

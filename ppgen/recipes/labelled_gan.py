@@ -47,10 +47,9 @@ def labelled_gan(
     With ``game`` "auxiliary" the critic is not shown the label but has to tell it, as in ACGAN, and ``weight`` weighs
     how well it does; rows without a label then count as data, too. Networks are convolutional for images unless told.
     """
-    if data.classes is None:
-        message = f"expected labels, by which a labelled GAN draws; data set '{data.name}' has none"
-        raise DataError(data.no_labels or message)
-    conditional, classes = game == "conditional", len(data.classes)
+    conditional = game == "conditional"
+    # a critic that is shown the label has nothing to tell apart
+    classes = data.count_classes("a labelled GAN, which draws by label,", at_least=1 if conditional else 2)
     if conditional and (missing := int((data.train["y"] < 0).sum())):
         raise DataError(
             f"expected a label of every train row, since the critic is shown it; {missing} of {len(data.train['y'])}"

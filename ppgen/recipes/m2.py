@@ -7,7 +7,6 @@ from torch.nn import Sequential
 
 from ppgen import guides, models, nn
 from ppgen.data import Dataset
-from ppgen.errors import DataError
 from ppgen.objectives import ELBO, SemiSupervised, named
 from ppgen.recipes.base import Count, Entry, NotNegative, Positive, Recipe, Share, adam
 from ppgen.recipes.vae import Binarization, Likelihood, observed
@@ -78,9 +77,7 @@ def m2(
     summed out, or drawn (score, nvil, leave-one-out, vimco). Under iwae with a summed label the classifier learns from
     labelled rows alone, since that bound does not depend on it.
     """
-    if data.classes is None:
-        raise DataError(data.no_labels or f"recipe m2 needs labels; data set '{data.name}' has none")
-    classes = len(data.classes)
+    classes = data.count_classes("recipe m2", at_least=2)
     chosen, data = observed(data, likelihood, scale=scale, levels=levels, binarization=binarization)
     decoder = nn.decoder(
         [z_dim, classes], data.shape, chosen.features, network=network, hidden=hidden, activation=activation
