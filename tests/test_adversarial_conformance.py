@@ -20,6 +20,9 @@ from ppgen.runs import Run, load_run
 OFFSET_IS_FREE = {"wgan", "wgan-gp", "sn-gan"}
 """Their losses are differences of the critic's mean outputs, on which a constant has no influence."""
 
+UNLIKE = {"gan", "wgan-gp", "aae", "bigan", "avb", "unrolled-gan"}
+"""Games whose steps are of another make each: the others' are compiled with `--slow`, half a minute or more each."""
+
 
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
@@ -96,7 +99,10 @@ def test_a_game_stopped_in_the_middle_goes_on_bit_for_bit(tmp_path: Path, recipe
         assert_same(outcome(tmp_path / f"stopped-{stop}"), outcome(tmp_path / "straight"))
 
 
-@pytest.mark.parametrize("recipe", sorted(GAMES.keys() & RECIPES.keys()))
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(name, marks=() if name in UNLIKE else pytest.mark.slow) for name in sorted(GAMES.keys() & RECIPES)],
+)
 def test_a_compiled_game_equals_an_eager_one(tmp_path: Path, recipe: str) -> None:
     """Beside the comparison at steps 2, 3 and 10, which ``compile=on`` makes an error: twelve steps end alike."""
 

@@ -50,7 +50,10 @@ def _few_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 # Killed
 
 
-@pytest.mark.parametrize("recipe", ["vae", "m2", "wgan-gp"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["vae", "m2", "wgan-gp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("noisy", "aae-semisupervised"))],
+)
 def test_ten_kills_at_random_moments_change_nothing(tmp_path: Path, recipe: str) -> None:
     config = tiny(recipe)
     assert killed_after(finish, tmp_path / "first", config, None) == 0  # warms up
