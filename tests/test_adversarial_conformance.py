@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,27 @@ def test_no_players_loss_moves_anothers_parameters(tmp_path: Path, recipe: str) 
                 assert changed <= players[name].leaves.keys()
                 moved.add(name)
     assert moved == players.keys()
+
+
+@pytest.fixture
+def _empty_is_nan() -> Iterator[None]:
+    """Memory that nothing has written yet holds NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic")
+        assert torch.empty(1).isnan().all()
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("_empty_is_nan")
+def test_nothing_is_read_before_it_is_written(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 2, 2), dtype=np.uint8)
+    np.savez(tmp_path / "tiny.npz", x=pixels)
+    options = {"z_dim": 4, "head": 4}
+    config = tiny("infogan", steps=5, data={"name": str(tmp_path / "tiny.npz")}, options=options)
+    run = go_on(tmp_path / "run", config)
+    assert all(leaf.isfinite().all() for leaf in run.trainer.leaves.values())
 
 
 @pytest.mark.parametrize("recipe", sorted(GAMES.keys() & RECIPES.keys()))
