@@ -40,6 +40,8 @@ MOST_SAVED = 0.8
 """The largest share of an eager step's time that it can save."""
 REPEATED = 100
 """How often batches of a further shape (the last of an epoch, say) are seen before they are worth a compilation."""
+MOST_KINDS = 100
+"""Of how many kinds of batches it is counted how often they come; a column of numbers may make every one its own."""
 SIZE_TOLERANCE = 0.05
 """Largest relative difference between the sizes of their moves."""
 MOVE_TOLERANCE = 0.5
@@ -181,6 +183,8 @@ class Stepper:
         seen = self._seen.setdefault(kind[0], {})
         self._last = kind[0], dict(seen)
         name = str(kind[1])
+        if name not in seen and len(seen) == MOST_KINDS:
+            return False
         seen[name] = min(seen.get(name, 0) + 1, REPEATED)
         return name == next(iter(seen)) or seen[name] == REPEATED
 

@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from test_training import MEAN, SCHEDULES, Game, assert_same, everything, game, mean_guide, mean_model, run
@@ -435,6 +436,23 @@ def test_a_further_shape_is_compiled_once_it_keeps_coming(monkeypatch: pytest.Mo
     list(whole.fit([mixed[1], mixed[0]], steps=10))
     assert len(compilations) == 3
     assert whole._stepper.compiling_seconds > 0
+
+
+def test_batches_that_are_all_of_another_kind_leave_a_state_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compilation(monkeypatch)
+    monkeypatch.setattr(stepping, "MOST_KINDS", 4)
+
+    def guide(x: Tensor, strength: float) -> None:
+        mean_guide(x)
+
+    def model(x: Tensor, strength: float) -> None:
+        with poutine.scale(scale=strength):
+            mean_model(x)
+
+    batches = [{"x": torch.tensor([1.0, 2.0, 3.0]), "strength": 1 / step} for step in range(1, 10)]
+    trainer = Trainer(model, guide, ELBO(), adam, device="cpu", compile="on")
+    list(trainer.fit(batches, steps=9))
+    assert [len(seen) for seen in trainer.state_dict()["stepper"]["seen"].values()] == [4]
 
 
 def test_every_compiled_function_is_checked_at_its_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
