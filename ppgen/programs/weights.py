@@ -75,7 +75,7 @@ def weights_of(joint: Joint, *, scaled: bool = False) -> Weights:
         ConfigError: if an enumerated site of the guide is global or lies in a plate inside the data plate.
     """
     _require_local_states(joint)
-    local, global_, row_scale = [torch.zeros(())], [torch.zeros(())], None
+    local, global_, row_scale = list[Tensor](), list[Tensor](), None
     for node, site, log_prob in _terms(joint):
         is_local = joint.is_local_node(node)
         scale = site["scale"] if scaled and not is_local else _plate_scale(joint, site)
@@ -89,7 +89,8 @@ def weights_of(joint: Joint, *, scaled: bool = False) -> Weights:
             global_.append(joint.reduce_plates(node, term))
     require_size("the weight of a row", torch.broadcast_shapes(*(term.shape for term in local)), joint.layout.rank)
     rows = joint.plate.rows if joint.plate else 0
-    log_w, (log_q, counted) = sum(local[2:], local[1]) if local[1:] else local[0], _states(joint)
+    nothing = (*local, *global_, torch.zeros(()))[0].new_zeros(())
+    log_w, (log_q, counted) = sum(local[1:], local[0]) if local else nothing, _states(joint)
     if log_q is not None and counted is not None:
         # a state without probability has no weight either
         log_w = torch.where(log_q > _NEVER, log_w, torch.full_like(log_w, _NOTHING))
@@ -97,7 +98,7 @@ def weights_of(joint: Joint, *, scaled: bool = False) -> Weights:
     return Weights(
         local=joint.collapsed(log_w, rows),
         log_q=log_q,
-        global_=(sum(global_[2:], global_[1]) if global_[1:] else global_[0]).expand(joint.layout.particles),
+        global_=(sum(global_[1:], global_[0]) if global_ else nothing).expand(joint.layout.particles),
         plate=joint.plate,
         row_scale=1.0 if row_scale is None else row_scale,
         counted=counted,
