@@ -313,7 +313,7 @@ def compile_function(function: Function, inputs: Sequence[Tensor], state: Sequen
     except Exception as error:
         raise CompileError(_reason(error)) from error
     bound = functools.partial(compiled, *lifted)
-    run = _captured(bound, inputs, state) if inputs and all(x.is_cuda for x in (*lifted, *inputs)) else bound
+    run = _captured(bound, inputs, state, results) if inputs and all(x.is_cuda for x in (*lifted, *inputs)) else bound
 
     def call(*tensors: Tensor) -> Sequence[Tensor]:
         with torch.no_grad():
@@ -330,8 +330,8 @@ def _cached_on_disk() -> Iterator[None]:
         yield
 
 
-def _captured(function: Function, inputs: Sequence[Tensor], state: Sequence[Tensor]) -> Function:
-    """Returns ``function`` as one captured CUDA graph, whose kernels are launched all at once.
+def _captured(function: Function, inputs: Sequence[Tensor], state: Sequence[Tensor], results: int) -> Function:
+    """Returns ``function``, its first ``results``, as one captured CUDA graph, whose kernels are launched all at once.
 
     It reads its inputs from tensors of its own, into which those of every call are copied. Where it cannot be
     captured it runs as it is.
@@ -340,12 +340,14 @@ def _captured(function: Function, inputs: Sequence[Tensor], state: Sequence[Tens
     try:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), preserved(state), torch.cuda.stream(stream):
+        # the state is kept and put back on the stream that changes it, between the two waits
+        with torch.no_grad(), torch.cuda.stream(stream), preserved(state):
             for _ in range(3):
                 function(*held)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(graph):
+        # what other threads do meanwhile (bring the next batch, say) is no reason to give up
+        with torch.no_grad(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = function(*held)
     except RuntimeError as error:
         logger.warning("the compiled step is not captured as a CUDA graph: %s", _reason(error))
@@ -355,7 +357,7 @@ def _captured(function: Function, inputs: Sequence[Tensor], state: Sequence[Tens
         torch._foreach_copy_(held, list(tensors))
         graph.replay()
         # the next replay writes over its outputs
-        return [output.clone() for output in outputs]
+        return [output.clone() for output in outputs[:results]]
 
     return replay
 

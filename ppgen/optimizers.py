@@ -87,8 +87,9 @@ def _prepare(group: dict[str, Any], device: torch.device) -> None:
         group["foreach"] = None
     if group.get("differentiable"):
         group["differentiable"] = False
-    if group.get("capturable") and device.type == "cpu":
-        group["capturable"] = False
+    if "capturable" in group:
+        # on a GPU step counters lie there too, so that no step waits for them and a compiled one can be captured
+        group["capturable"] = device.type == "cuda"
     if "lr" in group and "params" in group:
         # a tensor, so that a compiled step reads the learning rate instead of freezing it
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
@@ -229,7 +230,11 @@ def load(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, schedule: A
     """Restores `saved`, in place; ways to compute a step, which are those of this machine, stay."""
     own = [{name: group[name] for name in ("lr", *IMPLEMENTATION) if name in group} for group in optimizer.param_groups]
     # a copy: the optimizer would go on with the very tensors it is given
-    optimizer.load_state_dict(plain(state["optimizer"]))
+    copied = plain(state["optimizer"])
+    for group, kept in zip(copied["param_groups"], own, strict=True):
+        # by which torch decides where step counters lie
+        group.update({name: kept[name] for name in IMPLEMENTATION & kept.keys()})
+    optimizer.load_state_dict(copied)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         if "lr" in kept:
             # the tensor that a compiled step and the scheduler hold

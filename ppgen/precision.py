@@ -103,12 +103,25 @@ def backend(precision: str, device: torch.device) -> contextlib.AbstractContextM
 @contextlib.contextmanager
 def _on_cuda(precision: str) -> Iterator[None]:
     # without a word, convolutions are TensorFloat32
-    backends: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = precision == "tf32"
+    backends: Any = torch.backends
+    older, newer = (
+        (backends.cuda.matmul, backends.cudnn),
+        (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+    )
+    before = [part.fp32_precision for part in newer]
+    try:
+        allowed = [part.allow_tf32 for part in older]
+    except RuntimeError:
+        # the user's settings are of torch's newer interface, beside which it has no answer in the older one
+        allowed = []
+    for part in older if allowed else ():
+        part.allow_tf32 = precision == "tf32"
+    for part in () if allowed else newer:
+        part.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for part, own in zip(older, allowed, strict=False):
+            part.allow_tf32 = own
+        for part, own in zip(newer, before, strict=True):
+            part.fp32_precision = own

@@ -260,10 +260,17 @@ def _kind(part: Any) -> Hashable:
 
 def _seconds(phase: Phase, batch: Any) -> float:
     phase(batch)
-    start = time.perf_counter()
+    start = _now()
     for _ in range(3):
         phase(batch)
-    return float(time.perf_counter() - start) / 3
+    return (_now() - start) / 3
+
+
+def _now() -> float:
+    """The time when all that was begun is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _difference(

@@ -1,5 +1,6 @@
 """Precisions of matrix products: what is narrowed, what is not, and what a machine lacks."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -153,3 +154,24 @@ def test_training_in_bfloat16_ends_where_float32_does() -> None:
         losses[name] = last["loss"]
     assert losses["bf16"] != losses["fp32"]
     assert abs(losses["bf16"] - losses["fp32"]) < 0.3
+
+
+@pytest.fixture
+def _settings() -> Iterator[None]:
+    own: Any = torch.backends
+    parts = (own.cuda.matmul, own.cudnn.conv, own.cudnn.rnn)
+    before = [part.fp32_precision for part in parts]
+    yield
+    for part, value in zip(parts, before, strict=True):
+        part.fp32_precision = value
+
+
+@pytest.mark.usefixtures("_settings")
+@pytest.mark.parametrize("own", ["none", "tf32", "ieee"])
+@pytest.mark.parametrize(("asked", "inside"), [("fp32", "ieee"), ("tf32", "tf32")])
+def test_the_users_own_settings_of_products_hold_again_afterwards(own: str, asked: str, inside: str) -> None:
+    matmul: Any = torch.backends.cuda.matmul
+    matmul.fp32_precision = own
+    with precision.backend(asked, torch.device("cuda")):
+        assert matmul.fp32_precision in (inside, "none" if inside == "ieee" else inside)
+    assert matmul.fp32_precision == own
