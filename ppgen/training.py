@@ -347,13 +347,14 @@ class Trainer:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within it, the pair runs as evaluation wants it: averaged weights, evaluation mode, its own store."""
+        """Within it, the pair runs as evaluation wants it: averaged weights, its own store, whole float32 products."""
         with (
             programs.evaluation_mode(self.model, self.guide),
             self._average.replacing(self.leaves | self._buffers),
             self._store.active(),
             programs.quiet(),
             torch.no_grad(),
+            backend("fp32", self.device),
             self._watch.judging(self._latest),
         ):
             yield

@@ -87,6 +87,18 @@ def test_a_read_by_the_host_is_noticed() -> None:
     assert waits["a read"] >= waits[""] + 3
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_judging_takes_whole_float32_products(precision: str) -> None:
+    allowed = []
+    with emulated():
+        trainer = trained("", precision=precision)
+        assert torch.backends.cudnn.allow_tf32, "torch's own default"
+        with trainer.evaluating():
+            allowed += [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
+    assert allowed == [False, False]
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_the_device_has_a_random_stream_of_its_own() -> None:
     with emulated():
         torch.manual_seed(0)
