@@ -30,7 +30,7 @@ from brute_force import (
 from torch import Tensor
 from zoo import Gradients, z_score
 
-from ppgen import ELBO, programs
+from ppgen import ELBO, Trainer, programs
 from ppgen.errors import ConfigError
 from ppgen.gradients import (
     ESTIMATORS,
@@ -422,10 +422,13 @@ def test_a_point_has_no_score(name: str) -> None:
     assert refused({"z": name}, lambda: dist.Delta(where)) == expected
 
 
-def test_nvil_needs_something_to_look_at() -> None:
-    case = whole_site()
-    with pytest.raises(ConfigError, match="nothing that a row shows is known before the site: take moving-average"):
-        ELBO(estimator="nvil").setup(case.model, case.guide, {"x": case.x})
+def test_nvil_is_a_moving_average_where_a_row_shows_nothing() -> None:
+    case, losses = whole_site(), []
+    for name in ("nvil", "moving-average"):
+        torch.manual_seed(0)
+        trainer = Trainer(case.model, case.guide, ELBO(estimator=name), device="cpu", compile="off")
+        losses.append([float(trainer.step(iter([{"x": case.x}]))["gradient_norm"]) for _ in range(5)])
+    assert losses[0] == losses[1]
 
 
 def test_a_site_without_a_pathwise_derivative_needs_an_estimator() -> None:

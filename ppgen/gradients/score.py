@@ -70,8 +70,9 @@ class MovingAverage(Score):
 class NVIL(MovingAverage):
     """The score function less a moving average and a network's prediction of the signal from what its row shows.
 
-    The network sees the observed columns of the row, and what the guide drew before the site. Unlike in the paper,
-    signals are not divided by their running deviation, which would scale the gradient.
+    The network sees the observed columns of the row, and what the guide drew before the site; where a row shows nothing
+    before it, the moving average is left alone. Unlike in the paper, signals are not divided by their running
+    deviation, which would scale the gradient.
 
     Args:
         decay: of the average, per step.
@@ -85,18 +86,21 @@ class NVIL(MovingAverage):
         super().__init__(decay=decay)
         self.hidden = hidden
         self.network: nn.Module | None = None
+        self.is_prepared = False
 
     def prepare(self, *, event: int, inputs: int) -> None:
         """See `Estimator.prepare`."""
-        if not inputs:
-            raise ConfigError("nothing that a row shows is known before the site: take moving-average")
-        self.network = nn.Sequential(nn.Linear(inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 1))
+        self.is_prepared = True
+        if inputs:
+            self.network = nn.Sequential(nn.Linear(inputs, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 1))
 
     def advantage(self, signal: Tensor, situation: Situation) -> tuple[Tensor, Tensor | None]:
         """See `SignalEstimator.advantage`."""
         centred, _ = super().advantage(signal, situation)
-        if self.network is None:
+        if not self.is_prepared:
             raise ConfigError("the network of NVIL is made in setup: train with ppgen.Trainer")
+        if self.network is None:
+            return centred, None
         prediction = self.network(situation.inputs()).squeeze(-1)
         loss = (centred.detach() - prediction).square().mean()
         return centred - prediction.detach(), loss
