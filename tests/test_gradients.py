@@ -423,8 +423,9 @@ def test_a_point_has_no_score(name: str) -> None:
 
 
 def test_nvil_is_a_moving_average_where_a_row_shows_nothing() -> None:
-    case, losses = whole_site(), []
+    losses = []
     for name in ("nvil", "moving-average"):
+        case = whole_site()
         torch.manual_seed(0)
         trainer = Trainer(case.model, case.guide, ELBO(estimator=name), device="cpu", compile="off")
         losses.append([float(trainer.step(iter([{"x": case.x}]))["gradient_norm"]) for _ in range(5)])
