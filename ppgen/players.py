@@ -49,6 +49,13 @@ class Player:
     def __init__(self, name: str, leaves: dict[str, Tensor], optimizer: Optimizer) -> None:
         if not leaves:
             raise ConfigError(f"player '{name}' has nothing to train: model, guide and objective have no parameters")
+        for leaf_name, leaf in leaves.items():
+            if bool((leaf.isnan() | (leaf == torch.inf)).any()):
+                start = "NaN" if bool(leaf.isnan().any()) else "infinity"
+                raise ConfigError(
+                    f"the parameter '{leaf_name}' starts at {start}: give it a finite start; an autoguide has"
+                    " init_loc_fn for that (a prior's mean may be infinite: take init_to_median)"
+                )
         self.leaves = leaves
         self.clip = optimizer.clip
         self.optimizer = optimizers.make_optimizer(optimizer.factory, list(leaves.values()), name)

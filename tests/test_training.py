@@ -224,6 +224,16 @@ def test_wrong_optimizers_are_refused(optimizer: Any, message: str) -> None:
         eager(mean_model, mean_guide, Game(), optimizer).setup(MEAN)
 
 
+@pytest.mark.parametrize("start", [float("nan"), float("inf")])
+def test_a_parameter_that_starts_at_no_number_is_refused(start: float) -> None:
+    def guide(x: Tensor) -> None:
+        pyro.param("loc", torch.tensor([0.0, start]))
+        pyro.sample("mean", dist.Normal(pyro.param("other", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(ConfigError, match=r"the parameter 'store.loc' starts at (NaN|infinity): give it a finite start"):
+        run(eager(mean_model, guide, ELBO(), sgd), MEAN, 1)
+
+
 def test_a_loss_of_nobody_is_refused() -> None:
     class Stranger(Objective):
         def phases(self) -> tuple[Any, ...]:
