@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppgen import optimizers
 from ppgen.errors import CheckpointError, ConfigError
-from ppgen.state import plain, require, require_alike, require_tensors
+from ppgen.state import plain, require, require_alike, require_start, require_tensors
 
 OptimizerFactory = Callable[[list[Tensor]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -49,13 +49,7 @@ class Player:
     def __init__(self, name: str, leaves: dict[str, Tensor], optimizer: Optimizer) -> None:
         if not leaves:
             raise ConfigError(f"player '{name}' has nothing to train: model, guide and objective have no parameters")
-        for leaf_name, leaf in leaves.items():
-            if bool((leaf.isnan() | (leaf == torch.inf)).any()):
-                start = "NaN" if bool(leaf.isnan().any()) else "infinity"
-                raise ConfigError(
-                    f"the parameter '{leaf_name}' starts at {start}: give it a finite start; an autoguide has"
-                    " init_loc_fn for that (a prior's mean may be infinite: take init_to_median)"
-                )
+        require_start(leaves)
         self.leaves = leaves
         self.clip = optimizer.clip
         self.optimizer = optimizers.make_optimizer(optimizer.factory, list(leaves.values()), name)

@@ -42,6 +42,21 @@ def plain(value: Any, place: str = "state") -> Any:
     raise ConfigError(f"expected tensors, numbers, text, lists or dicts in {place}, which is saved; got a {got}")
 
 
+def require_start(leaves: Mapping[str, Tensor]) -> None:
+    """Checks that parameters start at numbers; minus infinity, a logit that forbids a category, may be meant.
+
+    Raises:
+        ConfigError: if one does not, named.
+    """
+    for name, leaf in leaves.items():
+        if bool((leaf.isnan() | (leaf == torch.inf)).any()):
+            start = "NaN" if bool(leaf.isnan().any()) else "infinity"
+            raise ConfigError(
+                f"the parameter '{name}' starts at {start}: give it a finite start; an autoguide has init_loc_fn for"
+                " that (a prior's mean may be infinite: take init_to_median)"
+            )
+
+
 def require(state: Any, place: str = "the state", /, **kinds: Any) -> None:
     """Checks that a state is a mapping with these entries, each of the kind given.
 
