@@ -230,9 +230,7 @@ def test_a_parameter_that_starts_at_no_number_is_refused(start: float) -> None:
         pyro.param("loc", torch.tensor([0.0, start]))
         pyro.sample("mean", dist.Normal(pyro.param("other", torch.tensor(0.0)), 1.0))
 
-    with pytest.raises(
-        ConfigError, match=r"'store.loc' starts at (NaN|infinity): give it a finite start"
-    ):
+    with pytest.raises(ConfigError, match=r"'store.loc' starts at (NaN|infinity): give it a finite start"):
         run(eager(mean_model, guide, ELBO(), sgd), MEAN, 1)
 
 
